@@ -1,0 +1,54 @@
+# make demo | test | test-all | lint | format | pocket      (each sets itself up first)
+#
+#   TORCH_SPEC   which torch, e.g. TORCH_SPEC="torch==2.13.0+cpu"
+#   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PYTHON       the interpreter the environment is made with (3.11 or later)
+#   PYTEST_ARGS  handed to pytest, e.g. PYTEST_ARGS="tests/test_cli.py -x"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_SPEC ?= torch==2.13.0
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.diffulm-installed
+
+.PHONY: setup demo test test-all lint format pocket clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# torch first, so that the user's choice of it stands when the package asks for "torch". constraints.txt leaves it out for
+# the same reason.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffulm needs Python 3.11 or later; name one: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt "$(TORCH_SPEC)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e ".[all]"
+	@touch $@
+
+demo: setup
+	$(BIN)/diffulm demo
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-all: setup
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Trains the two models that are shipped as package data, from nothing. Hours on two cores; resumes where it stopped.
+pocket: setup
+	$(BIN)/python -m diffulm.recipes.pocket
+
+clean:
+	rm -rf $(VENV) dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

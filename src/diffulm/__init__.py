@@ -1,0 +1,44 @@
+"""DiffuLM: an autoregressive language model becomes a diffusion language model.
+
+    import diffulm
+
+    lm = diffulm.load("pocket")
+    print(lm.infill("def add(a, b):\\n    return <hole:3>\\n").text)
+
+Names are loaded when they are first used, so that `import diffulm` and `diffulm --help` do not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffulm.bounds import Score
+    from diffulm.canvas import Hole
+    from diffulm.errors import BadInput
+    from diffulm.lm import DiffusionLM, Generation, adopt, load
+    from diffulm.recipes.adapt import adapt
+
+__version__ = "0.1.0"
+__all__ = ["BadInput", "DiffusionLM", "Generation", "Hole", "Score", "__version__", "adapt", "adopt", "load"]
+
+_HOME = {
+    "BadInput": "diffulm.errors",
+    "DiffusionLM": "diffulm.lm",
+    "Generation": "diffulm.lm",
+    "Hole": "diffulm.canvas",
+    "Score": "diffulm.bounds",
+    "adapt": "diffulm.recipes.adapt",
+    "adopt": "diffulm.lm",
+    "load": "diffulm.lm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffulm' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,276 @@
+"""Denoiser = (ids, visible, where, positions, cache) -> logits for the tokens AT `where`.
+
+The shift by one of the AR parent lives in `Denoiser._rows` and nowhere else. The model runs as one root call
+`model(...)` (so DDP and FSDP2 hooks fire), and hooks on its output embedding hand over only the rows somebody asked for.
+"""
+
+import copy
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffulm import visibility
+from diffulm.denoiser.record import Record
+from diffulm.shapes import Bool, Float, Int
+
+# Elements of a logits chunk in `cross_entropy`: 2**24 float32 are 64 MiB, so the vocabulary never sets the peak.
+CHUNK_ELEMENTS = 2**24
+
+
+@dataclass
+class _Request:
+    """What the output embedding should do in the forward that is running in this thread."""
+
+    rows: Tensor  # (B, L) bool, rows whose hidden state is projected
+    targets: Tensor | None = None  # (n,) ids: compute their cross-entropy instead of returning logits
+    forbidden: int | None = None
+    hidden: Tensor | None = None
+    ce: Tensor | None = None
+
+
+# A context variable, not an attribute: two threads may run the same model at once.
+_request: ContextVar[_Request | None] = ContextVar("diffulm_request", default=None)
+_registering = threading.Lock()
+
+
+def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    request = _request.get()
+    if request is None:
+        return None
+    chosen = args[0][request.rows]
+    if request.targets is None:
+        return (chosen, *args[1:])
+    request.hidden = chosen
+    return (chosen[:0], *args[1:])
+
+
+def _project_targets(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    request = _request.get()
+    if request is not None and request.targets is not None and request.hidden is not None:
+        request.ce = chunked_cross_entropy(head, request.hidden, request.targets, request.forbidden, output.shape[-1])
+        request.hidden = None
+
+
+def chunked_cross_entropy(
+    head: nn.Module, hidden: Tensor, targets: Tensor, forbidden: int | None, vocabulary: int
+) -> Tensor:
+    """-log p(target) for each hidden row (n, d) -> (n,) float32, never holding more than CHUNK_ELEMENTS logits."""
+
+    def of(h: Tensor, t: Tensor) -> Tensor:
+        logits = head.forward(h).float()  # .forward: the hooks must not fire again
+        if forbidden is not None:
+            logits[:, forbidden] = float("-inf")
+        return F.cross_entropy(logits, t, reduction="none")
+
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    if len(hidden) <= size:
+        return of(hidden, targets)
+    pairs = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(of, h, t, use_reentrant=False) for h, t in pairs])
+
+
+@contextmanager
+def _asking(head: nn.Module, request: _Request) -> Iterator[None]:
+    with _registering:  # looked up on the module itself, so that a deep copy of a hooked model is not hooked twice
+        if _select_rows not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_select_rows)
+            head.register_forward_hook(_project_targets)
+    token = _request.set(request)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside DDP or another wrapper that keeps it under `.module`."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # pyright: ignore[reportAssignmentType]
+    return model
+
+
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """Layer type -> sliding window (None: sees everything). One entry: all layers are alike."""
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return {kind: (window if "sliding" in kind else None) for kind in dict.fromkeys(kinds)}
+    return {"full_attention" if window is None else "sliding_attention": window}
+
+
+class Denoiser:
+    """A Hugging Face decoder read as a denoiser of masked tokens.
+
+    model: the transformers model, or the same wrapped by DDP. record: what the checkpoint says of itself.
+    additive: the family takes its attention mask as an additive float tensor under eager attention (found by the probe).
+    The model itself is never changed but for two dormant hooks on its output embedding.
+    """
+
+    def __init__(self, model: Any, record: Record, additive: bool = False) -> None:
+        self.module = model
+        self.model = unwrap(model)
+        self.record = record
+        self.additive = additive
+        self.windows = layer_windows(self.config)
+        takes = inspect.signature(self.model.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._head_is_last: bool | None = None
+
+    def on(self, module: Any) -> "Denoiser":
+        """The same denoiser calling `module`, a wrapper (DDP, FSDP) around its model."""
+        other = copy.copy(self)
+        other.module = module
+        return other
+
+    @property
+    def config(self) -> Any:
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def context(self) -> int | None:
+        """Positions the model can take, None where the architecture sets no limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def __call__(
+        self,
+        ids: Int[Tensor, "b l"],
+        visible: Bool[Tensor, "..."] | None = None,
+        where: Bool[Tensor, "b l"] | None = None,
+        positions: Int[Tensor, "b l"] | None = None,
+        cache: Any = None,
+    ) -> Float[Tensor, "n v"]:
+        """Logits of the tokens AT `where`, row-major: (where.sum(), vocabulary).
+
+        ids (B, L). visible: bool (L, L) or (B, L, L), row q may look at column k; None = what the record says.
+        where: (B, L) bool, default every predictable position (all but 0 with shift). positions: (B, L), default 0..L-1.
+        cache: a transformers cache holding earlier columns; then `visible` is (L, earlier + L) and `positions` are needed.
+        The mask token is at -inf unless the record says `emit_mask`. Raises ValueError when `where` asks for position 0
+        with shift.
+        """
+        rows = self._rows(self.predictable(ids) if where is None else where)
+        logits = self._forward(ids, visible, positions, cache, _Request(rows))
+        return logits if self.record.emit_mask else self._without_mask(logits)
+
+    def cross_entropy(
+        self,
+        ids: Int[Tensor, "b l"],
+        targets: Int[Tensor, "n"],
+        where: Bool[Tensor, "b l"],
+        visible: Bool[Tensor, "..."] | None = None,
+        positions: Int[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "n"]:
+        """-log p(targets) in nats at `where` (row-major), float32; the full logits never exist."""
+        forbidden = None if self.record.emit_mask else self.record.mask_token_id
+        request = _Request(self._rows(where), targets, forbidden)
+        if self._chunkable():
+            self._forward(ids, visible, positions, None, request)
+            assert request.ce is not None
+            return request.ce
+        return F.cross_entropy(self(ids, visible, where, positions).float(), targets, reduction="none")
+
+    def causal_view(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
+        """The AR reading of the same weights: next-token logits (B, L, V), row i for token i + 1, as the parent gives them."""
+        logits = self.rows(ids, visibility.causal(ids.shape[1], device=ids.device))
+        return logits if self.record.emit_mask else self._without_mask(logits)
+
+    def rows(self, ids: Int[Tensor, "b l"], visible: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "b l v"]:
+        """The model's raw output by input row, no shift and nothing forbidden: for probes and parity."""
+        return self._forward(ids, visible, None, None, None)
+
+    def predictable(self, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        where = torch.ones_like(ids, dtype=torch.bool)
+        if self.record.shift:
+            where[:, 0] = False
+        return where
+
+    def _rows(self, where: Tensor) -> Tensor:
+        """Targets -> rows that predict them. With shift row j - 1 predicts token j: the one place that knows."""
+        if not self.record.shift:
+            return where
+        if bool(where[:, 0].any()):
+            raise ValueError("position 0 is never predicted by a model with shift: `where` must be False there")
+        return F.pad(where[:, 1:], (0, 1))
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        at = torch.tensor([self.record.mask_token_id], device=logits.device)
+        return logits.index_fill(-1, at, float("-inf"))
+
+    def _forward(
+        self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, cache: Any, request: _Request | None
+    ) -> Tensor:
+        past = 0 if cache is None else int(cache.get_seq_length())
+        options: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if self._takes_positions:
+            if positions is None:
+                positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
+            options["position_ids"] = positions
+        mask = self._mask(visible, ids.shape[1], past, ids.device)
+        if request is None:
+            return self.module(input_ids=ids, attention_mask=mask, **options).logits
+        with _asking(self.model.get_output_embeddings(), request):
+            return self.module(input_ids=ids, attention_mask=mask, **options).logits
+
+    def _mask(self, visible: Tensor | None, length: int, past: int, device: torch.device) -> Any:
+        """The 4-D mask, one a layer type where the architecture mixes sliding and full layers."""
+        if visible is None:
+            visible = self.default_visible(past + length, device)[past:]
+        if visible.shape[-2:] != (length, past + length):
+            raise ValueError(f"visible has shape {tuple(visible.shape)}, expected (..., {length}, {past + length})")
+        masks = {}
+        for kind, size in self.windows.items():
+            seen = visible
+            if size is not None and self.record.window != "lift":
+                seen = visible & visibility.window(past + length, size, device=device)[past:]
+            masks[kind] = self._as_argument(seen)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def default_visible(self, length: int, device: torch.device) -> Tensor:
+        if self.record.attention == "block":
+            assert self.record.block_size is not None
+            return visibility.block_causal(length, self.record.block_size, device=device)
+        return visibility.full(length, device=device)
+
+    def _as_argument(self, visible: Tensor) -> Tensor:
+        mask = visible[None, None] if visible.dim() == 2 else visible[:, None]
+        if not self.additive:
+            return mask
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _chunkable(self) -> bool:
+        """Whether the logits are exactly the output embedding's output (no soft-cap, no scale after it): measured once."""
+        if self._head_is_last is None:
+            seen: list[Tensor] = []
+            handle = self.model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: seen.append(out))
+            training, token = self.model.training, _request.set(None)
+            try:
+                self.model.eval()  # dropout would draw from the global generator
+                with torch.no_grad():
+                    logits = self.rows(torch.zeros(1, 2, dtype=torch.long, device=self.device))
+            finally:
+                handle.remove()
+                _request.reset(token)
+                self.model.train(training)
+            self._head_is_last = bool(seen) and torch.equal(seen[-1], logits)
+        return self._head_is_last

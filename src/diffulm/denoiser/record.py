@@ -1,0 +1,61 @@
+"""The small self-describing record that makes a plain Hugging Face checkpoint a diffusion model.
+
+It stands under `"diffulm"` in `config.json`; everything else in the folder is the base architecture's own.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from diffulm.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the denoiser must know beyond the architecture.
+
+    mask_token_id: the id that hides a token. bos_token_id: fixed at position 0; None only without shift.
+    shift: the output of row i predicts token i + 1, as in the AR parent. attention: what `visible=None` means.
+    block_size: positions a block when attention is "block". emit_mask: the mask id is an ordinary token of the text, so its
+    logit stays as it is (sampling forbids it all the same). window: "keep" = |i - j| < window on sliding layers, "lift" = no
+    window, None = the architecture has none. parent: where the AR weights came from. notes: anything recipes add.
+    """
+
+    mask_token_id: int
+    bos_token_id: int | None
+    shift: bool = True
+    attention: str = "full"
+    block_size: int | None = None
+    emit_mask: bool = False
+    window: str | None = None
+    parent: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("full", "block"):
+            raise BadInput(f"record: attention is {self.attention!r}; it can be 'full' or 'block'")
+        if self.attention == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
+            raise BadInput(f"record: attention 'block' needs a positive block_size, found {self.block_size!r}")
+        if self.window not in (None, "keep", "lift"):
+            raise BadInput(f"record: window is {self.window!r}; it can be 'keep', 'lift' or null")
+        if self.shift and self.bos_token_id is None:
+            raise BadInput("record: with shift position 0 is never predicted, so a bos_token_id is needed there")
+
+    def with_vocabulary(self, size: int) -> "Record":
+        """The same record for a tiny twin of `size` rows."""
+        return replace(self, mask_token_id=size - 1, bos_token_id=None if self.bos_token_id is None else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        out = asdict(self)
+        return {**out.pop("notes"), **out}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> "Record":
+        """Read a record; `where` names the file in errors. Unknown keys are kept as notes (newer versions add keys)."""
+        if not isinstance(data, dict) or not isinstance(data.get("mask_token_id"), int):
+            raise BadInput(
+                f"{where}: the 'diffulm' record has no integer mask_token_id; adapt or import the model again"
+            )
+        known = {f.name for f in fields(cls)} - {"notes"}
+        return cls(
+            **{k: v for k, v in data.items() if k in known}, notes={k: v for k, v in data.items() if k not in known}
+        )

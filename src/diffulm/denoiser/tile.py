@@ -1,0 +1,75 @@
+"""Rows in a fixed internal tile, so that a result depends neither on its batch nor on its neighbours.
+
+Every forward has the shape (tile, length rounded up to BUCKET): a row meets the same kernels alone and in company. A batch
+size above this changes memory, never a result.
+"""
+
+import torch
+from torch import Tensor
+
+from diffulm import visibility
+from diffulm.bounds import Denoise
+from diffulm.denoiser.denoiser import Denoiser
+
+BUCKET = 32
+SMALL_MODEL = 20_000_000  # parameters below which eight rows cost about as much as one on a CPU (call overhead rules)
+
+
+def tile_rows(denoiser: Denoiser) -> int:
+    """Rows a forward: eight where they are nearly free (accelerators, small models), else one."""
+    small = sum(p.numel() for p in denoiser.model.parameters()) < SMALL_MODEL
+    return 8 if small or denoiser.device.type != "cpu" else 1
+
+
+def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
+    """The Denoise protocol of `bounds` and the samplers on a real model: (ids, where, present) -> float32 logits.
+
+    ids (B, L), where (B, L) and present (B, L) may be of any B; present is False for padding, which nobody sees.
+    """
+    size = rows or tile_rows(denoiser)
+    limit = denoiser.context
+
+    @torch.no_grad()
+    def denoise(ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
+        home = ids.device
+        ids, where = ids.to(denoiser.device), where.to(denoiser.device)
+        real = torch.ones_like(where) if present is None else present.to(denoiser.device)
+        ends = (real.long() * torch.arange(1, ids.shape[1] + 1, device=real.device)).amax(1)
+        lengths = [_bucket(n, limit) for n in ends.tolist()]
+        found: dict[int, Tensor] = {}
+        training = denoiser.model.training
+        denoiser.model.eval()
+        try:
+            for length in sorted(set(lengths)):
+                members = [i for i, n in enumerate(lengths) if n == length and bool(where[i].any())]
+                for start in range(0, len(members), size):
+                    chosen = members[start : start + size]
+                    parts = _run(denoiser, ids[chosen], where[chosen], real[chosen], length, size)
+                    found.update(zip(chosen, parts, strict=False))
+        finally:
+            denoiser.model.train(training)
+        if not found:
+            return torch.zeros(0, denoiser.vocabulary, device=home)
+        return torch.cat([found[i] for i in sorted(found)]).to(home)
+
+    return denoise
+
+
+def _bucket(length: int, limit: int | None) -> int:
+    rounded = -(-length // BUCKET) * BUCKET
+    return max(length, min(rounded, limit)) if limit is not None else rounded
+
+
+def _run(denoiser: Denoiser, ids: Tensor, where: Tensor, real: Tensor, length: int, size: int) -> tuple[Tensor, ...]:
+    """One forward of the tile; logits of each row that was asked for."""
+    ids, where, real = (_fit(t, size, length) for t in (ids, where, real))
+    base = denoiser.default_visible(length, ids.device)
+    eye = torch.eye(length, dtype=torch.bool, device=ids.device)
+    logits = denoiser(ids, (base & visibility.present(real)) | eye, where)
+    return logits.float().split(where.sum(1).tolist())  # rows that only fill the tile give empty parts at the end
+
+
+def _fit(t: Tensor, rows: int, length: int) -> Tensor:
+    """Pad (b, l) to (rows, length) with zeros, or cut columns beyond it (they are padding)."""
+    t = t[:, :length]
+    return torch.nn.functional.pad(t, (0, length - t.shape[1], 0, rows - t.shape[0]))

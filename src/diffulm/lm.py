@@ -1,0 +1,327 @@
+"""DiffusionLM = denoiser + tokenizer: generate, infill and score text.
+
+    lm = diffulm.load("pocket")
+    lm.infill("def add(a, b):\\n    return <hole:3>\\n", steps=3).text
+
+Prompts, contexts and texts around holes are the fixed part of a canvas, everything else is free: one loop continues
+prompts and fills holes, and scores mask nothing but free positions.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from diffulm import bounds, canvas, randomness
+from diffulm.bounds import Score
+from diffulm.canvas import Canvas, Hole
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.record import Record
+from diffulm.denoiser.tile import tiled
+from diffulm.errors import BadInput
+from diffulm.options import GenerateOptions, ScoreOptions, checked
+from diffulm.samplers import Frame, sample
+
+DEFAULT_STEPS = 32
+"""Upper limit to the forwards of a text when `steps` is None; one with fewer free tokens takes a forward for each."""
+
+Parts = str | Sequence[str | Hole]
+Callback = Callable[[Frame], Any]
+Result = TypeVar("Result")
+
+
+class Sampling(TypedDict, total=False):
+    """How a canvas is filled; the ranges and defaults are those of `diffulm.options.GenerateOptions`."""
+
+    steps: int | None
+    """Upper limit to the forwards of a text: default 32, and never more than its free tokens with our own samplers."""
+    sampler: str
+    """Any public module name in `diffulm.samplers`."""
+    temperature: float
+    """0: the likeliest token."""
+    top_p: float
+    """Draw from the likeliest tokens that have this share of the probability."""
+    seed: int | list[int]
+    """An int gives text i the stream (seed, i); a list gives each text the stream it would have alone."""
+    batch_size: int
+    """Texts at a time. Changes memory, not results."""
+
+
+class Scoring(TypedDict, total=False):
+    """How a text is scored; the ranges and defaults are those of `diffulm.options.ScoreOptions`."""
+
+    method: str
+    """`bound`: the any-order bound, estimated; `left_to_right`: exact, one forward a token."""
+    samples: int
+    """Draws of the bound."""
+    seed: int
+    key: int | str
+    """Texts scored under one key share their random numbers, so that the noise cancels in differences. Default: the
+    context."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A filled canvas."""
+
+    text: str
+    """The whole text: what was given, byte for byte, and what is new."""
+    ids: list[int] = field(repr=False)
+    """The whole canvas, BOS included; nothing is cut."""
+    forwards: int
+    """Denoiser calls this text took part in."""
+    seconds: float
+    """Wall-clock seconds of the batch it was filled in."""
+    completion: str = ""
+    """`generate`: the new text alone, cut at the first EOS."""
+    fills: list[str] = field(default_factory=list)
+    """`infill`: the text of each hole, in order."""
+
+
+@dataclass
+class DiffusionLM:
+    """A diffusion language model. tokenizer None: only the denoiser, `causal_view` and `save` work."""
+
+    denoiser: Denoiser
+    tokenizer: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The plain transformers model underneath."""
+        return self.denoiser.model
+
+    @property
+    def record(self) -> Record:
+        return self.denoiser.record
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.record.mask_token_id
+
+    @overload
+    def generate(
+        self, prompt: str, length: int = ..., *, callback: Callback | None = ..., **options: Unpack[Sampling]
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: list[str], length: int = ..., *, callback: Callback | None = ..., **options: Unpack[Sampling]
+    ) -> list[Generation]: ...
+    def generate(
+        self,
+        prompt: str | list[str],
+        length: int = 64,
+        *,
+        callback: Callback | None = None,
+        **options: Unpack[Sampling],
+    ) -> Generation | list[Generation]:
+        """Continue each prompt by `length` tokens: a Generation for a text, a list for a list.
+
+        options: steps, sampler, temperature, top_p, seed, batch_size, as in `Sampling`. callback: called with a `Frame`
+        before and after every forward of a batch. BadInput for values out of range or misspelt, a prompt and `length`
+        beyond the model's context, and a model without tokenizer.
+        """
+        chosen = checked(GenerateOptions, length=length, **options)
+        made = [self._canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
+        return _like(prompt, [self._completed(*row) for row in self._fill(made, chosen, callback)])
+
+    @overload
+    def infill(self, text: str, *, callback: Callback | None = ..., **options: Unpack[Sampling]) -> Generation: ...
+    @overload
+    def infill(self, text: list[Any], *, callback: Callback | None = ..., **options: Unpack[Sampling]) -> Any: ...
+    def infill(
+        self, text: str | list[Any], *, callback: Callback | None = None, **options: Unpack[Sampling]
+    ) -> Generation | list[Generation]:
+        """Fill the holes of each text; what stands around them comes back byte for byte.
+
+        text: markup ("The <hole:3> sat"), or a list of str and `Hole` (one text, no markup read), or a list of such
+        texts. The rest as in `generate`. BadInput also for a text without a hole, a hole without a length, and a model
+        that sees nothing to the right of a block.
+        """
+        chosen = checked(GenerateOptions, **options)
+        if self.record.attention == "block":
+            raise BadInput("this model fills block by block and sees no text to the right of a block: it cannot infill")
+        single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
+        made = [self._with_holes(one) for one in ([text] if single else text)]
+        results = [self._filled(*row) for row in self._fill(made, chosen, callback)]
+        return results[0] if single else results
+
+    @overload
+    def score(self, text: str, context: str = ..., **options: Unpack[Scoring]) -> Score: ...
+    @overload
+    def score(self, text: list[str], context: str | list[str] = ..., **options: Unpack[Scoring]) -> list[Score]: ...
+    def score(
+        self, text: str | list[str], context: str | list[str] = "", **options: Unpack[Scoring]
+    ) -> Score | list[Score]:
+        """-log p(text | context) in nats: a Score for a text, a list for a list (with one context, or one each).
+
+        options: method, samples, seed, key, as in `Scoring`. Context and text are tokenised together; what they share
+        with the context alone is fixed, the rest is free. Nothing is added but the fixed BOS. Warns where the text has
+        the token that the model uses as its mask. BadInput for an empty text, one beyond the model's context, and
+        values out of range or misspelt.
+        """
+        key = options.pop("key", None)
+        chosen = checked(ScoreOptions, **options)
+        texts = _listed(text)
+        contexts = [context] * len(texts) if isinstance(context, str) else _listed(context)
+        if len(contexts) != len(texts):
+            raise BadInput(f"{len(texts)} texts need one context, or as many, not {len(contexts)}")
+        scores = [
+            self._score(one, before, chosen, randomness.key(before if key is None else key))
+            for one, before in zip(texts, contexts, strict=True)
+        ]
+        return _like(text, scores)
+
+    def causal_view(self, ids: Tensor) -> Tensor:
+        """The AR reading of the same weights: ids (B, L) -> logits (B, L, V), row i for token i + 1."""
+        return self.denoiser.causal_view(ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write a plain Hugging Face checkpoint with the record in its config.json, and the tokenizer."""
+        from diffulm.denoiser.save import save
+
+        save(self.denoiser, self.tokenizer, path)
+
+    @cached_property
+    def _forbidden(self) -> list[int]:
+        """Rows of the vocabulary that stand for no token: padding of the embedding, gaps in the tokenizer."""
+        return sorted(set(range(self.denoiser.vocabulary)) - set(self.tokenizer.get_vocab().values()))
+
+    def _canvas(self, parts: Iterable[str | Hole]) -> Canvas:
+        if self.tokenizer is None:
+            raise BadInput("this model has no tokenizer; give one: diffulm.adopt(model, tokenizer=...)")
+        record = self.record
+        return canvas.template(
+            self.tokenizer, record.bos_token_id, record.mask_token_id, parts, limit=self.denoiser.context
+        )
+
+    def _with_holes(self, text: Parts) -> Canvas:
+        made = self._canvas(canvas.parse(text) if isinstance(text, str) else text)
+        if bool(made.fixed.all()):
+            raise BadInput("there is no hole in the text: write <hole:3> where three tokens are missing")
+        return made
+
+    def _fill(
+        self, canvases: list[Canvas], options: GenerateOptions, callback: Callback | None
+    ) -> list[tuple[Canvas, list[int], int, float]]:
+        """For each canvas: itself, its filled ids, the forwards of its row, the seconds of its batch."""
+        seeds = _seeds(options.seed, len(canvases))
+        results = []
+        for start in range(0, len(canvases), options.batch_size):
+            batch = canvases[start : start + options.batch_size]
+            ids, fixed, present = (part.to(self.denoiser.device) for part in _batch(batch))
+            began = time.perf_counter()
+            filled, forwards = sample(
+                tiled(self.denoiser),
+                ids,
+                fixed,
+                present,
+                mask_token_id=self.mask_token_id,
+                sampler=options.sampler,
+                steps=options.steps or DEFAULT_STEPS,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seeds=seeds[start : start + len(batch)],
+                forbidden=self._forbidden,
+                callback=callback and _renumbered(callback, start),
+            )
+            rows = filled.tolist()
+            seconds = time.perf_counter() - began
+            for one, row, count in zip(batch, rows, forwards.tolist(), strict=True):
+                results.append((one, row[: len(one.ids)], count, seconds))
+        return results
+
+    def _completed(self, made: Canvas, ids: list[int], forwards: int, seconds: float) -> Generation:
+        prompt = "".join(span.text or "" for span in made.spans)
+        first, start = made.spans[0].start, made.spans[-1].start
+        new = ids[start:]
+        eos = self.tokenizer.eos_token_id
+        if eos in new:
+            new = new[: new.index(eos)]
+        completion = canvas.continuation(self.tokenizer, ids[first:start], new)
+        return Generation(prompt + completion, ids, forwards, seconds, completion=completion)
+
+    def _filled(self, made: Canvas, ids: list[int], forwards: int, seconds: float) -> Generation:
+        return Generation(canvas.render(made, ids), ids, forwards, seconds, fills=canvas.fills(made, ids))
+
+    def _score(self, text: str, context: str, options: ScoreOptions, key: int) -> Score:
+        ids = self._canvas([context + text]).ids
+        given = self._canvas([context]).ids
+        shared = min(len(ids), len(given))
+        fixed = int((ids[:shared] == given[:shared]).long().cumprod(0).sum())
+        if fixed == len(ids):
+            raise BadInput("there is nothing to score: the text adds no token to its context")
+        free = torch.arange(len(ids)) >= fixed
+        occurrences = int((ids[free] == self.mask_token_id).sum())
+        if occurrences and self.record.emit_mask:
+            warnings.warn(
+                f"the text has {occurrences} of the token {self.mask_token_id}, which this model uses as its mask: "
+                "where it stands unmasked the model takes it for a hidden token, and the score suffers",
+                stacklevel=4,
+            )
+        ids, free = ids.to(self.denoiser.device), free.to(self.denoiser.device)
+        denoise = tiled(self.denoiser)
+        if options.method == "left_to_right":
+            return bounds.left_to_right(denoise, ids, free, self.mask_token_id)
+        return bounds.bound(denoise, ids, free, self.mask_token_id, options.samples, options.seed, key)
+
+
+def adopt(
+    source: Any, tokenizer: Any = None, mask_token: str | int = "auto", window: str = "keep", dtype: Any = None
+) -> DiffusionLM:
+    """An autoregressive checkpoint (folder, hub id) or model instance as a DiffusionLM: verified, nothing trained yet.
+
+    See `diffulm.denoiser.adopt.adopt` for what the arguments mean, what is refused, and whether an instance is changed.
+    """
+    from diffulm.denoiser.adopt import adopt as adopt_denoiser
+
+    return DiffusionLM(*adopt_denoiser(source, tokenizer, mask_token, window, dtype))
+
+
+def load(source: str | Path, mask_token_id: int | None = None, dtype: Any = None) -> DiffusionLM:
+    """Open an adapted checkpoint: ours, or the released DiffuGPT / DiffuLLaMA layouts.
+
+    See `diffulm.denoiser.load.load` for the arguments and what is refused.
+    """
+    from diffulm.denoiser.load import load as load_denoiser
+
+    return DiffusionLM(*load_denoiser(source, mask_token_id, dtype))
+
+
+def _listed(texts: str | list[str]) -> list[str]:
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for text in listed:
+        if not isinstance(text, str):
+            raise BadInput(f"a text is a str, not {type(text).__name__}")
+    return listed
+
+
+def _like(texts: str | list[str], results: list[Result]) -> Any:
+    return results[0] if isinstance(texts, str) else results
+
+
+def _seeds(seed: int | list[int], count: int) -> list[tuple[int, int]]:
+    if isinstance(seed, int):
+        return [(seed, row) for row in range(count)]
+    if len(seed) != count:
+        raise BadInput(f"{count} texts need one seed, or as many, not {len(seed)}")
+    return [(one, 0) for one in seed]
+
+
+def _batch(canvases: list[Canvas]) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, fixed and present (B, L): rows of different length, padded on the right with what nobody sees."""
+    shape = len(canvases), max(len(one.ids) for one in canvases)
+    ids, fixed, present = torch.zeros(shape, dtype=torch.int64), *torch.zeros(2, *shape, dtype=torch.bool)
+    for row, one in enumerate(canvases):
+        ids[row, : len(one.ids)], fixed[row, : len(one.ids)], present[row, : len(one.ids)] = one.ids, one.fixed, True
+    return ids, fixed | ~present, present
+
+
+def _renumbered(callback: Callback, start: int) -> Callback:
+    """Frames number their texts over all batches."""
+    return lambda frame: callback(replace(frame, rows=tuple(start + row for row in frame.rows)))

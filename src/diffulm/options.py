@@ -1,0 +1,82 @@
+"""Ranges of what a caller may ask for, in one place for the library, the command line and the server.
+
+The models refuse unknown keys, NaN and infinity; `checked` turns what pydantic finds into one line. No torch in here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from diffulm.errors import BadInput, nearest, unknown
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def sampler_names() -> list[str]:
+    """Every public module in `diffulm.samplers`, by file name, so that nothing has to be imported to know them."""
+    return sorted(path.stem for path in Path(__file__).with_name("samplers").glob("[!_]*.py"))
+
+
+class Options(BaseModel):
+    """What all options share: unknown keys and NaN are errors, and a checked value stays checked."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class GenerateOptions(Options):
+    """How to fill a canvas. `length`: free tokens after the prompt; `steps` None: the library chooses."""
+
+    length: Count = 64
+    steps: Count | None = None
+    sampler: str = "confidence"
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Seed | list[Seed] = 0
+    batch_size: Count = 16
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in sampler_names():
+            raise unknown("sampler", name, sampler_names())
+        return name
+
+
+class ScoreOptions(Options):
+    """How to score a text. `samples`: Monte-Carlo draws of the bound; `left_to_right` is exact and needs none."""
+
+    method: Literal["bound", "left_to_right"] = "bound"
+    samples: Count = 64
+    seed: Seed = 0
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], /, **values: Any) -> Model:
+    """`model(**values)`, with everything pydantic objects to as one line of BadInput (the first objection)."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise BadInput(one_line(error, model)) from None
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first objection of a pydantic error as one line; a misspelt key comes first and names the nearest."""
+    # The key that a misspelling was meant for may be reported as missing as well.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"][:1])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        return str(cause)
+    if first["type"] == "extra_forbidden":
+        near = nearest(key, model.model_fields)
+        return f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else "")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key} {message}, not {first['input']!r}"

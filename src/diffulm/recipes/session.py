@@ -1,0 +1,187 @@
+"""One training run from an opened folder to the published model: what `adapt` does once its config stands."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diffulm.data.blocks import build
+from diffulm.denoiser.adopt import adopt
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.record import Record
+from diffulm.denoiser.save import write_model
+from diffulm.errors import BadInput
+from diffulm.evaluation import likelihood
+from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.run_folder import RunFolder, read_metrics
+
+if TYPE_CHECKING:
+    from diffulm.recipes.adapt import AdaptConfig
+
+MICRO_POSITIONS = 8192
+FINAL_SAMPLES = 64
+LEFT_TO_RIGHT_BLOCKS = 8  # L - 1 forwards each
+
+
+def train(config: "AdaptConfig", folder: RunFolder, started: float) -> dict[str, Any]:
+    """Adopt, pack, train (or resume), evaluate, publish; returns the report that is also written."""
+    from diffulm.recipes.adapt import check_context, schedule_steps
+
+    denoiser, tokenizer = open_model(config)
+    check_context(config, denoiser.context)
+    training, held_out = blocks(config, denoiser.record, tokenizer, folder.path / "data")
+    at = schedule_steps(config)
+    curriculum = Curriculum(
+        mask_token_id=denoiser.record.mask_token_id, seed=config.seed, global_batch=config.global_batch,
+        objective=config.objective, noise=config.noise, schedule=config.noise_schedule, floor=config.noise_floor,
+        annealing=config.annealing, anneal_steps=at["anneal"],
+    )  # fmt: skip
+    checkpoint = folder.resume_point()
+    if checkpoint is None:
+        folder.log({"step": 0, **first_look(denoiser, curriculum, held_out, config)})
+    trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, held_out, at)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not trainer.args.should_save:
+        return {}
+    report = final_report(config, folder, denoiser, curriculum, held_out, time.monotonic() - started)
+    folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, trainer.saved_record()))
+    folder.write("report.json", _json(report))
+    return report
+
+
+def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
+    wanted: str | int = int(config.mask_token) if config.mask_token.isdigit() else config.mask_token
+    denoiser, tokenizer = adopt(
+        config.model, mask_token=wanted, window=config.window, scratch=config.seed if config.scratch else None
+    )
+    if tokenizer is None:
+        raise BadInput(f"{config.model}: has no tokenizer, so text cannot be turned into tokens")
+    set_dropout(denoiser.model, config.dropout)
+    return denoiser, tokenizer
+
+
+def blocks(config: "AdaptConfig", record: Record, tokenizer: Any, folder: Path) -> tuple[Any, Tensor]:
+    """(training blocks, held-out blocks (n, length)); without eval_data the last blocks are kept out of training."""
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else record.bos_token_id
+    layout = (tokenizer, record.bos_token_id, eos, config.length)
+    packed = build(config.data, *layout, folder / "train").with_format("torch")
+    if config.eval_data is not None:
+        rows = build(config.eval_data, *layout, folder / "eval").with_format("torch")
+        return packed, _spread(rows, config.eval_blocks)
+    keep = len(packed) - config.eval_blocks
+    if keep < 1:
+        raise BadInput(f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens, and {config.eval_blocks} are held out")
+    return packed.select(range(keep)), _spread(packed.select(range(keep, len(packed))), config.eval_blocks)
+
+
+def _spread(rows: Any, count: int) -> Tensor:
+    """`count` blocks evenly over the text, fewer if there are fewer."""
+    count = min(count, len(rows))
+    return torch.stack([torch.as_tensor(rows[i * len(rows) // count]["ids"]).long() for i in range(count)])
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """The same dropout everywhere; the config keeps the parent's own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = p  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def first_look(denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, config: "AdaptConfig") -> dict[str, float]:
+    """Before anything is trained: the parent's own AR loss, and the bound it gives as it stands."""
+    return {
+        "eval_parent": likelihood.autoregressive(denoiser, held_out).nats,
+        **evaluate(denoiser, curriculum, held_out, config),
+    }
+
+
+def evaluate(denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, config: "AdaptConfig") -> dict[str, float]:
+    if curriculum.autoregressive:
+        return {"eval_ar": likelihood.autoregressive(denoiser, held_out).nats}
+    loss = likelihood.bound(denoiser, held_out, config.eval_samples, config.seed)
+    return {"eval_bound": loss.nats, "eval_bound_stderr": loss.stderr}
+
+
+def make_trainer(
+    config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, curriculum: Curriculum,
+    training: Any, held_out: Tensor, at: dict[str, int],
+) -> Any:  # fmt: skip
+    import transformers
+
+    from diffulm.training.progress import ProgressLine
+    from diffulm.training.trainer import DiffusionTrainer, Pace
+
+    tokens_a_step = config.global_batch * config.length
+    args = transformers.TrainingArguments(
+        output_dir=str(folder.path), max_steps=config.steps, learning_rate=config.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.lr_schedule, config.lr_schedule),
+        warmup_steps=at["warmup"], weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
+        max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
+        save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    micro, accumulation = split_batch(config, args.world_size)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, accumulation
+    samples = Samples(training, denoiser.record.bos_token_id is not None, config.seed, config.global_batch, config.steps)
+    pace = Pace(folder, curriculum, tokens_a_step, at["eval"], config.save_seconds)
+    what = "pre-training" if curriculum.autoregressive else "adapting"
+    trainer = DiffusionTrainer(
+        denoiser, curriculum, folder, samples, args, tokenizer,
+        evaluate_with=lambda: evaluate(denoiser, curriculum, held_out, config),
+        callbacks=[pace, ProgressLine(what, tokens_a_step)],
+    )  # fmt: skip
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    return trainer
+
+
+def split_batch(config: "AdaptConfig", world: int) -> tuple[int, int]:
+    """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error."""
+    if config.global_batch % world:
+        raise BadInput(f"global_batch={config.global_batch} does not divide by {world} processes")
+    share = config.global_batch // world
+    micro = config.micro_batch
+    if micro is None:
+        fits = max(1, MICRO_POSITIONS // config.length)
+        micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
+    if share % micro:
+        raise BadInput(f"micro_batch={micro} does not divide the {share} canvases of a process")
+    return micro, share // micro
+
+
+def final_report(
+    config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, seconds: float
+) -> dict[str, Any]:
+    """The figures of a finished run: held-out losses on the same blocks, the parent's among them."""
+    rows = read_metrics(folder.metrics)
+    parent = next((row["eval_parent"] for row in rows if "eval_parent" in row), None)
+    found: dict[str, Any] = {
+        "out": str(folder.path),
+        "steps": config.steps,
+        "tokens": config.steps * config.global_batch * config.length,
+        "held_out_blocks": len(held_out),
+        "seconds_of_last_part": round(seconds, 1),
+        "causal_view": likelihood.autoregressive(denoiser, held_out).nats,
+    }
+    if curriculum.autoregressive:
+        return found
+    whole = likelihood.bound(denoiser, held_out, FINAL_SAMPLES, config.seed)
+    some = held_out[:LEFT_TO_RIGHT_BLOCKS]
+    return {
+        **found,
+        "parent": parent,
+        "bound": whole.nats,
+        "bound_stderr": whole.stderr,
+        "left_to_right": likelihood.left_to_right(denoiser, some).nats,
+        "left_to_right_blocks": len(some),
+    }
+
+
+def _json(document: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,60 @@
+"""A line of progress: loss, tokens a second, time left; a live bar in a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
+
+
+class ProgressLine(TrainerCallback):
+    """Writes to stderr only: stdout belongs to the result."""
+
+    def __init__(self, what: str, tokens_a_step: int) -> None:
+        self.what, self.tokens_a_step = what, tokens_a_step
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.printed = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not self.console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console)
+        self.task = self.bar.add_task(self.what, total=state.max_steps, completed=state.global_step, text="")
+        self.bar.start()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._show(state, f"loss {logs['loss']:.3f}")
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any) -> None:
+        self.printed = 0.0
+        shown = [f"{k.removeprefix('eval_')} {v:.3f}" for k, v in (metrics or {}).items() if isinstance(v, float)]
+        self._show(state, "held-out " + ", ".join(shown))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _show(self, state: TrainerState, text: str) -> None:
+        if not state.is_world_process_zero:
+            return
+        seen = state.global_step * self.tokens_a_step
+        if self.bar:
+            if text.startswith("held-out"):
+                self.bar.console.print(f"step {state.global_step}: {text}")
+            else:
+                self.bar.update(self.task, text=f"{text}  {seen / 1e6:.2f}M tokens")
+        elif time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            print(f"{self.what}: step {state.global_step}/{state.max_steps}, {seen / 1e6:.2f}M tokens, {text}", file=self.console.file)
+            self.console.file.flush()

@@ -1,0 +1,211 @@
+"""DiffusionTrainer: transformers' Trainer with the loss of the whole global batch, checkpoints that are whole or absent,
+and an exact resume."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import SequentialSampler, default_collate
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.save import flush, write_model
+from diffulm.objective import ratio
+from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.run_folder import RunFolder
+
+OPTIMIZER, GROUPS, SCHEDULER = "optimizer.safetensors", "optimizer.json", "scheduler.json"
+Metrics = dict[str, Any]
+
+
+class DiffusionTrainer(Trainer):
+    """Trains `denoiser.model` under a curriculum. `evaluate_with() -> metrics` is called on evaluation steps."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the denominator of the whole global batch
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        curriculum: Curriculum,
+        run: RunFolder,
+        samples: Samples,
+        args: TrainingArguments,
+        tokenizer: Any,
+        evaluate_with: Callable[[], Metrics],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.denoiser, self.curriculum, self.run_folder = denoiser, curriculum, run
+        self.tokenizer_to_save, self._evaluate_with = tokenizer, evaluate_with
+        self._visible: tuple[int, Tensor | None] = (-1, None)
+        super().__init__(
+            model=denoiser.model, args=args, train_dataset=samples, data_collator=default_collate, callbacks=callbacks
+        )
+
+    # -- the loss ---------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one optimizer step, noised, and the denominator of the global batch over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        hidden = [self.curriculum.hide(batch) for batch in batches]
+        if not hidden:
+            return [], None
+        denominator = torch.stack([h.denominator for h in hidden]).sum().to(device)
+        if self.args.world_size > 1:
+            denominator = self.accelerator.reduce(denominator, "sum")
+        inputs = [
+            {"ids": b["ids"], "canvas": h.canvas, "where": h.where, "weight": h.token_weight, "step": b["step"]}
+            for b, h in zip(batches, hidden, strict=True)
+        ]
+        return inputs, denominator
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """world size x sum(CE weight) / denominator: DDP averages over ranks, which the factor undoes."""
+        where = inputs["where"]
+        visible = self._visible_at(int(inputs["step"][0]), where)
+        ce = self.denoiser.on(model).cross_entropy(inputs["canvas"], inputs["ids"][where], where, visible)
+        loss = self.args.world_size * ratio((ce * inputs["weight"][where]).sum(), num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def _visible_at(self, step: int, where: Tensor) -> Tensor | None:
+        if self._visible[0] != step:
+            self._visible = (step, self.curriculum.visible(step, where.shape[1], where.device))
+        return self._visible[1]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 6 * sum(p.numel() for p in self.denoiser.model.parameters()) * inputs["ids"].numel()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # the order is in Samples
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Metrics:  # pyright: ignore[reportIncompatibleMethodOverride]
+        metrics = self._evaluate_with()
+        if self.args.process_index == 0:
+            self.run_folder.log({"step": self.state.global_step, **metrics})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer writes into a folder called .tmp; fsync, then rename: a checkpoint that can be seen is whole."""
+        root, name = self.run_folder.path, f"checkpoint-{self.state.global_step}"
+        saving = root / "saving.tmp"
+        keep, self.args.output_dir, self.args.save_total_limit = self.args.save_total_limit, str(saving), None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir, self.args.save_total_limit = str(root), keep
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        flush(saving / name)
+        if (root / name).exists():
+            shutil.rmtree(root / name)
+        os.rename(saving / name, root / name)
+        saving.rmdir()
+        flush_folder(root)
+        old = sorted((p for p in root.glob("checkpoint-*")), key=lambda p: int(p.name.split("-")[1]))
+        for path in old[: -(keep or 1)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model as a plain checkpoint; no pickled training_args.bin."""
+        folder = Path(output_dir or self.args.output_dir)
+        write_model(self.denoiser.model, self.tokenizer_to_save, folder, self.saved_record(), state_dict)
+
+    def saved_record(self) -> dict[str, Any] | None:
+        return None if self.curriculum.autoregressive else self.denoiser.record.to_dict()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if not self.args.should_save:
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        state = self.optimizer.state_dict()
+        tensors = {f"{i}.{k}": v for i, part in state["state"].items() for k, v in part.items() if torch.is_tensor(v)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, Path(output_dir) / OPTIMIZER)
+        (Path(output_dir) / GROUPS).write_text(json.dumps(state["param_groups"]), "utf-8")
+        (Path(output_dir) / SCHEDULER).write_text(json.dumps(self.lr_scheduler.state_dict()), "utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in load_file(Path(checkpoint) / OPTIMIZER).items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = json.loads((Path(checkpoint) / GROUPS).read_text("utf-8"))
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text("utf-8")))
+
+
+def flush_folder(folder: Path) -> None:
+    """fsync the folder itself: its renames are on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Pace(TrainerCallback):
+    """When to evaluate and save, and what goes to metrics.jsonl.
+
+    Saves fall on logging boundaries only: the running loss is not part of a checkpoint, and is zero there.
+    """
+
+    def __init__(self, run: RunFolder, curriculum: Curriculum, tokens_a_step: int, eval_every: int, save_seconds: float) -> None:
+        self.run, self.curriculum, self.tokens_a_step = run, curriculum, tokens_a_step
+        self.eval_every, self.save_seconds = eval_every, save_seconds
+        self.started = self.saved = self.logged = time.monotonic()
+        self.logged_step = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.started = self.saved = self.logged = time.monotonic()
+        self.logged_step = state.global_step
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps
+        boundary = state.global_step % args.logging_steps == 0 or last
+        control.should_log = boundary
+        control.should_evaluate = last or state.global_step % self.eval_every == 0
+        if last or (boundary and time.monotonic() - self.saved >= self.save_seconds):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        now, steps = time.monotonic(), state.global_step - self.logged_step
+        rate = steps * self.tokens_a_step / max(now - self.logged, 1e-9)
+        left = (state.max_steps - state.global_step) * self.tokens_a_step
+        kept = {k: logs[k] for k in ("loss", "grad_norm", "learning_rate") if k in logs}
+        row = {
+            "step": state.global_step,
+            **kept,
+            "tokens": state.global_step * self.tokens_a_step,
+            "anneal_ratio": self.curriculum.anneal_ratio(state.global_step - 1),
+            "seconds": round(now - self.started, 3),
+            "tokens_per_second": round(rate, 1),
+            "time_to_go": round(left / max(rate, 1e-9), 1),
+        }
+        self.run.log(row)
+        self.logged, self.logged_step = now, state.global_step

@@ -1,0 +1,36 @@
+"""For all tests: no network, two threads, shapes checked on every call of layers 0 to 3, the folder of shared data."""
+
+import os
+from pathlib import Path
+
+# Before anything imports a Hugging Face library: they read these once.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(2)
+
+CHECKED = (
+    *("randomness", "visibility", "schedule", "noise", "objective", "bounds"),
+    *("denoiser", "families"),
+    *("canvas", "samplers", "data"),
+    "lm",
+)
+install_import_hook([f"diffulm.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with fixtures and data that tests may read; `DIFFULM_SHARED` names it."""
+    root = Path(__file__).parents[1]
+    folder = Path(os.environ.get("DIFFULM_SHARED", root.parent / "shared"))
+    if not (folder / "fixtures").is_dir():
+        pytest.skip(f"no shared data at {folder} (DIFFULM_SHARED names the folder)")
+    return folder

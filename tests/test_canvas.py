@@ -1,0 +1,243 @@
+"""Text with holes to canvas and back, with a byte-level tokenizer and a SentencePiece-like one made here."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from diffulm.canvas import Hole, continuation, decode, encode, fills, parse, prompt, render, template
+from diffulm.errors import BadInput
+
+CORPUS = [
+    "The cat sat on the mat. Once upon a time there was a little girl, unable to sleep.\n",
+    "def add(a, b):\n    return a + b\n\n\nclass Thing:\n\tname = 'x' * 100\r\n",
+    "naïve café — “quoted” text, 123 456.789 ünïcödé\n",
+] * 20
+
+
+@cache
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2: bytes, no space in front."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>", "<mask>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", mask_token="<mask>")
+
+
+@cache
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """As LLaMA 2: a space in front of everything, bytes for what the vocabulary lacks."""
+    space = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = space
+    # Trained on words (spaces in front), used without a pre-tokenizer, as LLaMA's.
+    learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=350, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = [word for word in learned["vocab"] if word not in first]
+    vocab = {word: i for i, word in enumerate([*first, *words])}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = space
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+MADE = [byte_level, sentence_piece]
+EXACT = ["data/tokenizers/gpt2", "data/tokenizers/llama2"]
+TIDYING = "data/models/stories260k-hf"  # trims texts and shortens runs of spaces to one
+UNICODE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=12)  # ▁ is LLaMA's space
+TEXT = st.one_of(
+    UNICODE,
+    st.text("ab <s>/mask\n\r\t.()😀é👩‍🚀", max_size=12),
+    st.sampled_from(["able", " on the mat", "\n    return ", "</s><s><mask><|endoftext|>", "\r\n", "  ", "👩‍🚀", "é"]),
+)
+
+
+def filled(tokenizer, left: str, middle: str, right: str):
+    """The canvas of left, a hole, right, and its ids with the hole filled by `middle`."""
+    new = encode(tokenizer, middle, inside=bool(left))
+    canvas = template(tokenizer, tokenizer.bos_token_id, 0, [left, Hole(len(new)), right])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor(new, dtype=torch.int64)
+    return canvas, ids.tolist()
+
+
+def check_round_trip(tokenizer, left: str, middle: str, right: str) -> None:
+    canvas, ids = filled(tokenizer, left, middle, right)
+    assert render(canvas, ids) == left + middle + right
+    assert fills(canvas, ids) == [middle]
+    # The tokens say the same as the text: no space was put in front of what stands behind a hole.
+    assert decode(tokenizer, ids[1:]) == left + middle + right
+    assert ids[0] == tokenizer.bos_token_id
+    assert not set(ids[1:]) & set(tokenizer.all_special_ids)
+    assert canvas.fixed.tolist() == [True] + [
+        not (len(encode(tokenizer, left)) <= i < len(ids) - 1 - len(encode(tokenizer, right, inside=True)))
+        for i in range(len(ids) - 1)
+    ]
+
+
+@pytest.mark.parametrize("make", MADE)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(left=TEXT, middle=TEXT.filter(bool), right=TEXT)
+@example("The cat", " sat", " on the mat")
+@example("un", "ab", "le")
+@example("", "Once", " upon")
+@example("a\r\n", "\r\n", "\r\n")
+@example("def f():\n    return", " ", "x")
+def test_text_comes_back_byte_for_byte(make, left, middle, right):
+    check_round_trip(make(), left, middle, right)
+
+
+@pytest.mark.parametrize("folder", EXACT)
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(left=TEXT, middle=TEXT.filter(bool), right=TEXT)
+@example("The cat", " sat", " on the mat")
+@example("x = un", "ab", "le")
+def test_text_comes_back_byte_for_byte_with_real_tokenizers(shared, folder, left, middle, right):
+    check_round_trip(real(shared / folder), left, middle, right)
+
+
+@cache
+def real(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(left=TEXT, middle=TEXT, right=TEXT)
+@example("The cat", " sat", " on  the mat")
+def test_a_tokenizer_that_tidies_up_changes_ids_but_not_text(shared, left, middle, right):
+    tokenizer = real(shared / TIDYING)
+    canvas, ids = filled(tokenizer, left, middle + "x", right)
+    text = render(canvas, ids)
+    assert text.startswith(left)
+    assert text.endswith(right)
+
+
+def test_a_tokenizer_that_tidies_up_still_gets_no_space_where_there_is_none(shared):
+    tokenizer = real(shared / TIDYING)
+    check_round_trip(tokenizer, "The cat", " sat", " on the mat")
+    check_round_trip(tokenizer, "He was un", "ab", "le to\nsleep")
+    assert decode(tokenizer, encode(tokenizer, "a", inside=True) + encode(tokenizer, "le  to", inside=True)) == "ale to"
+
+
+@pytest.mark.parametrize("make", MADE)
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(left=TEXT, right=TEXT, draw=st.lists(st.integers(3, 340), min_size=1, max_size=5))
+def test_whatever_a_model_puts_into_a_hole_the_rest_stays(make, left, right, draw):
+    tokenizer = make()
+    canvas = template(tokenizer, tokenizer.bos_token_id, 0, [left, Hole(len(draw)), right])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor(draw)
+    text = render(canvas, ids.tolist())
+    assert text == left + fills(canvas, ids.tolist())[0] + right
+
+
+def test_a_leading_space_in_a_hole_survives_and_the_prefix_space_of_the_tokenizer_does_not():
+    tokenizer = sentence_piece()
+    assert decode(tokenizer, encode(tokenizer, " sat")) == " sat"
+    sat = encode(tokenizer, "sat")  # with the space that the tokenizer adds
+    assert continuation(tokenizer, encode(tokenizer, "The cat"), sat) == " sat"
+    assert continuation(tokenizer, [], sat) == "sat"
+    inside = encode(tokenizer, "sat", inside=True)
+    assert inside != sat
+    assert continuation(tokenizer, encode(tokenizer, "The cat "), inside) == "sat"
+
+
+def test_a_character_cut_by_two_holes_side_by_side():
+    tokenizer = byte_level()
+    whole = encode(tokenizer, "😀")
+    assert len(whole) == 4  # bytes: no merge was learnt for it
+    canvas = template(tokenizer, 0, 2, ["a", Hole(1), Hole(3), "b"])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor(whole)
+    assert fills(canvas, ids.tolist()) == ["", "😀"]
+    assert render(canvas, ids.tolist()) == "a😀b"
+
+
+def test_stray_bytes_do_not_eat_the_text_before_them():
+    tokenizer = sentence_piece()
+    stray = tokenizer.convert_tokens_to_ids("<0xF0>")
+    canvas = template(tokenizer, 1, 0, ["a👩", Hole(1), "b"])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = stray
+    assert render(canvas, ids.tolist()) == "a👩\ufffdb"
+
+
+def test_special_tokens_drawn_into_a_hole_are_not_text():
+    tokenizer = byte_level()
+    canvas = template(tokenizer, 0, 2, ["a", Hole(2), "b"])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor([tokenizer.eos_token_id, encode(tokenizer, "x")[0]])
+    assert render(canvas, ids.tolist()) == "axb"
+
+
+def test_a_canvas():
+    tokenizer = byte_level()
+    canvas = template(tokenizer, 7, 2, ["a", "", "b", Hole(2), "c", Hole(1)])
+    assert canvas.ids.tolist() == [7, *encode(tokenizer, "ab"), 2, 2, *encode(tokenizer, "c"), 2]
+    free = len(canvas.ids) - 1
+    assert [i for i, fixed in enumerate(canvas.fixed.tolist()) if not fixed] == [free - 3, free - 2, free]
+    without = template(tokenizer, None, 2, ["ab", Hole(2), "c", Hole(1)])
+    assert without.ids.tolist() == canvas.ids.tolist()[1:]
+    assert not prompt(tokenizer, None, 2, "", 3).fixed.any()
+
+
+def test_neighbouring_texts_are_encoded_together():
+    tokenizer = sentence_piece()
+    apart, together = (template(tokenizer, 1, 0, parts) for parts in (["The ca", "t", Hole(1)], ["The cat", Hole(1)]))
+    assert torch.equal(apart.ids, together.ids)
+
+
+def test_parse():
+    assert parse("The <hole:3> sat <hole>.") == ["The ", Hole(3), " sat ", Hole(None), "."]
+    assert parse("<hole:1><hole:12>") == [Hole(1), Hole(12)]
+    assert parse("") == [""]
+    assert parse("a < b, <holes>, <hole, hole:3>, < hole:3>") == ["a < b, <holes>, <hole, hole:3>, < hole:3>"]
+
+
+@pytest.mark.parametrize(
+    "mark", ["<hole:0>", "<hole:-1>", "<hole:x>", "<hole:>", "<hole: 3>", "<hole:1.5>", "<hole:٣>"]
+)
+def test_a_malformed_mark_is_named(mark):
+    with pytest.raises(BadInput, match=mark):
+        parse(f"The {mark} sat")
+
+
+@pytest.mark.parametrize("length", [0, -1, True])
+def test_a_hole_is_at_least_one_token_long(length):
+    with pytest.raises(BadInput, match="at least one token"):
+        Hole(length)
+
+
+def test_what_cannot_be_a_canvas():
+    tokenizer = byte_level()
+    with pytest.raises(BadInput, match="length"):
+        template(tokenizer, 0, 2, ["a", Hole()])
+    with pytest.raises(BadInput, match="Unicode"):
+        template(tokenizer, 0, 2, ["a\ud800", Hole(1)])
+
+
+def test_the_context_is_a_limit():
+    tokenizer = byte_level()
+    size = 1 + len(encode(tokenizer, "The cat")) + 4
+    assert len(prompt(tokenizer, 0, 2, "The cat", 4, limit=size).ids) == size
+    with pytest.raises(BadInput, match=f"{size} positions.* {size - 1}"):
+        prompt(tokenizer, 0, 2, "The cat", 4, limit=size - 1)
+    with pytest.raises(BadInput, match="positions"):
+        template(tokenizer, 0, 2, [Hole(4), "The cat"], limit=size - 1)
+    with pytest.raises(BadInput, match="positions"):
+        prompt(tokenizer, 0, 2, "", 10**9, limit=64)  # refused before a list of that length is made
