@@ -17,7 +17,7 @@ LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds",
     1: "denoiser families",
     2: "canvas options samplers data",
-    3: "lm",
+    3: "lm watch",
     4: "evaluation",
     5: "training serving",
     6: "recipes",

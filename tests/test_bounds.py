@@ -164,17 +164,24 @@ def test_few_draws_are_unbiased_in_k(samples):
     assert (share - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / counts.numel())
 
 
-def test_choices_of_one_question_share_their_draws():
-    short, long = bounds.draws(5, 64, 3, 9)[0], bounds.draws(8, 64, 3, 9)[0]
-    k_short, k_long = short.sum(1), long.sum(1)
-    # One quantile v: it lies in both ((k - 1) / 5, k / 5] and ((k' - 1) / 8, k' / 8].
-    assert (torch.maximum((k_short - 1) / 5, (k_long - 1) / 8) < torch.minimum(k_short / 5, k_long / 8)).all()
-    # One uniform for each answer-relative position: the smaller set of the two lies within the other.
-    inside, outside = (short & ~long[:, :5]).any(1), (long[:, :5] & ~short).any(1)
-    assert not (inside & outside).any()
-    other = bounds.draws(8, 64, 3, 10)[0]
-    assert not torch.equal(long, other)
-    assert not torch.equal(long, bounds.draws(8, 64, 4, 9)[0])
+@pytest.mark.parametrize("samples", [1, 4, 64])
+def test_choices_of_one_question_share_their_draws(samples):
+    for seed in range(20):
+        short, long = bounds.draws(5, samples, seed, 9)[0], bounds.draws(8, samples, seed, 9)[0]
+        k_short, k_long = short.sum(1), long.sum(1)
+        # One quantile v: it lies in both ((k - 1) / 5, k / 5] and ((k' - 1) / 8, k' / 8].
+        assert (torch.maximum((k_short - 1) / 5, (k_long - 1) / 8) < torch.minimum(k_short / 5, k_long / 8)).all()
+        # One uniform for each answer-relative position: the smaller set of the two lies within the other.
+        inside, outside = (short & ~long[:, :5]).any(1), (long[:, :5] & ~short).any(1)
+        assert not (inside & outside).any()
+
+
+def test_questions_and_seeds_do_not_share_their_draws():
+    masked = bounds.draws(64, 64, 3, 9)[0]
+    for other in (bounds.draws(64, 64, 3, 10)[0], bounds.draws(64, 64, 4, 9)[0]):
+        assert not torch.equal(masked.sum(1), other.sum(1))  # the quantiles
+        # And the uniforms: which positions are hidden how often.
+        assert not torch.equal(masked[32:].sum(0), other[32:].sum(0))
 
 
 def patterns(fake: Fake, free: torch.Tensor) -> set[tuple[bool, ...]]:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import diffulm
-from diffulm.cli import _watch, main
+from diffulm import watch
+from diffulm.cli import main
 from diffulm.cli.adapt import key_values
 from diffulm.errors import BadInput, nearest, unknown
 from diffulm.options import GenerateOptions, Options, ScoreOptions, checked, sampler_names
@@ -328,7 +329,7 @@ def test_watch_without_a_terminal_is_plain_lines(fake, run):
 def test_watch_on_a_terminal_draws_in_place():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=40, _environ={"TERM": "xterm"})
-    with _watch._drawing(console, Letters(), "░") as draw:
+    with watch._drawing(console, Letters(), "░") as draw:
         draw(frame([1, 0, 0], [False, True, True], 1))
         drawn = screen.getvalue()
     assert "░░" in drawn
@@ -337,7 +338,7 @@ def test_watch_on_a_terminal_draws_in_place():
 
 
 def test_the_picture_without_a_tokenizer_shows_ids():
-    assert _watch.picture(None, [5, 0, 7], [False, True, False]) == "5░7"
+    assert watch.picture(None, [5, 0, 7], [False, True, False]) == "5░7"
 
 
 @given(st.floats(), st.floats(), st.integers(), st.integers())

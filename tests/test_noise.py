@@ -72,6 +72,13 @@ def test_the_level_of_one_row_is_uniform_over_steps():
         assert float(((seen - steps / bins) ** 2 / (steps / bins)).sum()) < 56.5
 
 
+def test_rows_change_neighbours_from_step_to_step():
+    """Without the rotation, rows 0 and 3 of 8 would lie 6/8 apart at every step."""
+    rows = torch.tensor([0, 3])
+    apart = {round(float(noise.strata(0, step, rows, 8).diff() * 8) % 8) for step in range(20)}
+    assert len(apart) > 1
+
+
 def some_free(rows: int, length: int) -> torch.Tensor:
     free = torch.ones(rows, length, dtype=torch.bool)
     free[:, 0] = False

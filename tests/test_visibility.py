@@ -84,6 +84,9 @@ def test_near_annealing_opens_the_nearest_first():
     half = visibility.annealed(5, 0.5, 0, 0, "near")
     assert torch.equal(half, matrix("xxx..", "xxxx.", "xxxxx", "xxxxx", "xxxxx"))
     assert torch.equal(half, visibility.annealed(5, 0.5, 9, 9, "near"))
+    # 0.7 of the largest distance, 4, is 2.8: distance 2 is open, 3 is not.
+    assert torch.equal(visibility.annealed(5, 0.7, 0, 0, "near"), half)
+    assert torch.equal(visibility.annealed(5, 0.75, 0, 0, "near"), matrix("xxxx.", *["xxxxx"] * 4))
 
 
 def test_anneal_ratio():

@@ -301,3 +301,24 @@ def multi_order_bound(
         raise BadInput("the multi-order bound needs at least one order")
     nats = order_nats(denoise, ids, free, mask_token_id, orders, present, rows_per_call)
     return math.log(len(nats)) - float((-nats).logsumexp(0))
+
+
+@torch.no_grad()
+def published_estimate(
+    denoise: Denoise,
+    ids: Int[Tensor, " l"],
+    free: Bool[Tensor, " l"],
+    mask_token_id: int,
+    levels: Float[Tensor, " t"],
+    uniforms: Float[Tensor, "t l"],
+    rows_per_call: int = 32,
+) -> Float[Tensor, " t"]:
+    """What the paper's code (arXiv 2410.17891) ranks choices by, for parity only: at each noise level the mean -log p,
+    (T,) float64 nats a token, over the free tokens whose uniform lies below the level; the lowest mean over levels wins.
+
+    ids, free: (L,); levels: (T,) in (0, 1]; uniforms: (T, L) in [0, 1). No bound on anything: the levels are not
+    weighed, and one at which nothing is masked counts as 0, which favours short answers. `bound` is the score to use.
+    """
+    masked = free & (uniforms < levels[:, None])
+    nats = _masked_nats(denoise, ids, masked, masked, mask_token_id, None, rows_per_call)
+    return nats / masked.sum(1).clamp(min=1)

@@ -272,7 +272,11 @@ class DiffusionLM:
 
 
 def adopt(
-    source: Any, tokenizer: Any = None, mask_token: str | int = "auto", window: str = "keep", dtype: Any = None
+    source: Any,
+    tokenizer: Any = None,
+    mask_token: str | int = "auto",
+    window: str = "keep",
+    dtype: torch.dtype | None = None,
 ) -> DiffusionLM:
     """An autoregressive checkpoint (folder, hub id) or model instance as a DiffusionLM: verified, nothing trained yet.
 
@@ -283,7 +287,7 @@ def adopt(
     return DiffusionLM(*adopt_denoiser(source, tokenizer, mask_token, window, dtype))
 
 
-def load(source: str | Path, mask_token_id: int | None = None, dtype: Any = None) -> DiffusionLM:
+def load(source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None) -> DiffusionLM:
     """Open an adapted checkpoint: ours, or the released DiffuGPT / DiffuLLaMA layouts.
 
     See `diffulm.denoiser.load.load` for the arguments and what is refused.

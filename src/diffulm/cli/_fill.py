@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffulm.cli._common import only_result, open_model, read_text, write_json
-from diffulm.cli._watch import watching
 from diffulm.options import GenerateOptions, checked
+from diffulm.watch import watching
 
 
 def fill(

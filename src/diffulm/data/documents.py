@@ -63,7 +63,8 @@ def _resolve(name: str) -> list[Path | str]:
         if not files:
             raise BadInput(f"{name}: no file matches this pattern")
         return [*files]
-    if _HUB_NAME.fullmatch(name) and kind(path) is None and path.suffix != ".gz":
+    looks_local = kind(path) or path.suffix == ".gz" or path.parent.is_dir()  # the hub takes long to say no
+    if _HUB_NAME.fullmatch(name) and not looks_local:
         return [name]
     raise BadInput(f"{name}: no such file or folder")
 

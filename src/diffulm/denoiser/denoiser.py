@@ -7,7 +7,7 @@ The shift by one of the AR parent lives in `Denoiser._rows` and nowhere else. Th
 import copy
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,15 +26,16 @@ from diffulm.shapes import Bool, Float, Int
 CHUNK_ELEMENTS = 2**24
 
 
+Project = Callable[[nn.Module, Tensor], Tensor]
+
+
 @dataclass
 class _Request:
-    """What the output embedding should do in the forward that is running in this thread."""
+    """What the output embedding does in the forward that is running in this thread."""
 
-    rows: Tensor  # (B, L) bool, rows whose hidden state is projected
-    targets: Tensor | None = None  # (n,) ids: compute their cross-entropy instead of returning logits
-    forbidden: int | None = None
+    rows: Tensor  # (B, L) bool, rows whose hidden state is handed over
+    project: Project  # (output embedding, hidden (n, d)) -> what stands in for its output
     hidden: Tensor | None = None
-    ce: Tensor | None = None
 
 
 # A context variable, not an attribute: two threads may run the same model at once.
@@ -46,36 +47,20 @@ def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     request = _request.get()
     if request is None:
         return None
-    chosen = args[0][request.rows]
-    if request.targets is None:
-        return (chosen, *args[1:])
-    request.hidden = chosen
-    return (chosen[:0], *args[1:])
+    request.hidden = args[0][request.rows]
+    return (request.hidden[:0], *args[1:])
 
 
-def _project_targets(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def _project_rows(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     request = _request.get()
-    if request is not None and request.targets is not None and request.hidden is not None:
-        request.ce = chunked_cross_entropy(head, request.hidden, request.targets, request.forbidden, output.shape[-1])
-        request.hidden = None
-
-
-def chunked_cross_entropy(
-    head: nn.Module, hidden: Tensor, targets: Tensor, forbidden: int | None, vocabulary: int
-) -> Tensor:
-    """-log p(target) for each hidden row (n, d) -> (n,) float32, never holding more than CHUNK_ELEMENTS logits."""
-
-    def of(h: Tensor, t: Tensor) -> Tensor:
-        logits = head.forward(h).float()  # .forward: the hooks must not fire again
-        if forbidden is not None:
-            logits[:, forbidden] = float("-inf")
-        return F.cross_entropy(logits, t, reduction="none")
-
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    if len(hidden) <= size:
-        return of(hidden, targets)
-    pairs = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(of, h, t, use_reentrant=False) for h, t in pairs])
+    if request is None or request.hidden is None:
+        return None
+    hidden, request.hidden = request.hidden, None
+    token = _request.set(None)  # `project` calls the head again, and this time it shall do what it always does
+    try:
+        return request.project(head, hidden)
+    finally:
+        _request.reset(token)
 
 
 @contextmanager
@@ -83,12 +68,51 @@ def _asking(head: nn.Module, request: _Request) -> Iterator[None]:
     with _registering:  # looked up on the module itself, so that a deep copy of a hooked model is not hooked twice
         if _select_rows not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(_select_rows)
-            head.register_forward_hook(_project_targets)
+            head.register_forward_hook(_project_rows)
     token = _request.set(request)
     try:
         yield
     finally:
         _request.reset(token)
+
+
+def row_by_row(counts: list[int]) -> Project:
+    """Logits (n, V), each row of the batch by itself: one product of another shape would round a row differently
+    according to what its neighbours asked for."""
+    return lambda head, hidden: torch.cat([head(part) for part in hidden.split(counts)])
+
+
+def cross_entropy_of(targets: Tensor, forbidden: int | None, vocabulary: int) -> Project:
+    """-log p(target) for each hidden row (n, d) -> (n,) float32, never holding more than CHUNK_ELEMENTS logits."""
+
+    def project(head: nn.Module, hidden: Tensor) -> Tensor:
+        def of(part: Tensor, wanted: Tensor) -> Tensor:
+            logits = head(part).float()
+            if forbidden is not None:
+                logits[:, forbidden] = float("-inf")
+            return F.cross_entropy(logits, wanted, reduction="none")
+
+        size = max(1, CHUNK_ELEMENTS // vocabulary)
+        if len(hidden) <= size:
+            return of(hidden, targets)
+        pairs = zip(hidden.split(size), targets.split(size), strict=True)
+        return torch.cat([checkpoint(of, *pair, use_reentrant=False) for pair in pairs])
+
+    return project
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off (GPT-2 has 0.1 by default) and no gradients; then every module's own flag as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -129,6 +153,7 @@ class Denoiser:
 
     def on(self, module: Any) -> "Denoiser":
         """The same denoiser calling `module`, a wrapper (DDP, FSDP) around its model."""
+        self._chunkable()  # measured once here, not by every copy
         other = copy.copy(self)
         other.module = module
         return other
@@ -162,12 +187,13 @@ class Denoiser:
 
         ids (B, L). visible: bool (L, L) or (B, L, L), row q may look at column k; None = what the record says.
         where: (B, L) bool, default every predictable position (all but 0 with shift). positions: (B, L), default 0..L-1.
-        cache: a transformers cache holding earlier columns; then `visible` is (L, earlier + L) and `positions` are needed.
-        The mask token is at -inf unless the record says `emit_mask`. Raises ValueError when `where` asks for position 0
-        with shift.
+        cache: a transformers cache that holds all earlier columns (`DynamicCache()`, which crops no window) and takes the
+        new ones; `visible` is then (L, earlier + L), `positions` default to those after it. The mask token is at -inf
+        unless the record says `emit_mask`. Raises ValueError when `where` asks for position 0 with shift, and for masks
+        that are not bool or of the wrong shape. A row's logits do not depend on its neighbours in the batch.
         """
-        rows = self._rows(self.predictable(ids) if where is None else where)
-        logits = self._forward(ids, visible, positions, cache, _Request(rows))
+        rows = self._rows(ids, self.predictable(ids) if where is None else where)
+        logits = self._forward(ids, visible, positions, cache, _Request(rows, row_by_row(rows.sum(1).tolist())))
         return logits if self.record.emit_mask else self._without_mask(logits)
 
     def cross_entropy(
@@ -178,13 +204,14 @@ class Denoiser:
         visible: Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "n"]:
-        """-log p(targets) in nats at `where` (row-major), float32; the full logits never exist."""
-        forbidden = None if self.record.emit_mask else self.record.mask_token_id
-        request = _Request(self._rows(where), targets, forbidden)
+        """-log p(targets) in nats at `where` (row-major), float32; arguments as in a call.
+
+        The full logits never exist, but for families that do something to them after the output embedding.
+        """
         if self._chunkable():
-            self._forward(ids, visible, positions, None, request)
-            assert request.ce is not None
-            return request.ce
+            forbidden = None if self.record.emit_mask else self.record.mask_token_id
+            request = _Request(self._rows(ids, where), cross_entropy_of(targets, forbidden, self.vocabulary))
+            return self._forward(ids, visible, positions, None, request)
         return F.cross_entropy(self(ids, visible, where, positions).float(), targets, reduction="none")
 
     def causal_view(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
@@ -202,8 +229,10 @@ class Denoiser:
             where[:, 0] = False
         return where
 
-    def _rows(self, where: Tensor) -> Tensor:
+    def _rows(self, ids: Tensor, where: Tensor) -> Tensor:
         """Targets -> rows that predict them. With shift row j - 1 predicts token j: the one place that knows."""
+        if where.dtype != torch.bool or where.shape != ids.shape:
+            raise ValueError(f"`where` must be bool of shape {tuple(ids.shape)}, not {where.dtype} {tuple(where.shape)}")
         if not self.record.shift:
             return where
         if bool(where[:, 0].any()):
@@ -221,27 +250,34 @@ class Denoiser:
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             options["past_key_values"] = cache
+        options["attention_mask"] = self._mask(visible, positions, ids.shape[1], past, ids.device)
         if self._takes_positions:
             if positions is None:
                 positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
             options["position_ids"] = positions
-        mask = self._mask(visible, ids.shape[1], past, ids.device)
         if request is None:
-            return self.module(input_ids=ids, attention_mask=mask, **options).logits
+            return self.module(input_ids=ids, **options).logits
         with _asking(self.model.get_output_embeddings(), request):
-            return self.module(input_ids=ids, attention_mask=mask, **options).logits
+            return self.module(input_ids=ids, **options).logits
 
-    def _mask(self, visible: Tensor | None, length: int, past: int, device: torch.device) -> Any:
+    def _mask(
+        self, visible: Tensor | None, positions: Tensor | None, length: int, past: int, device: torch.device
+    ) -> Any:
         """The 4-D mask, one a layer type where the architecture mixes sliding and full layers."""
         if visible is None:
             visible = self.default_visible(past + length, device)[past:]
-        if visible.shape[-2:] != (length, past + length):
-            raise ValueError(f"visible has shape {tuple(visible.shape)}, expected (..., {length}, {past + length})")
+        expected = (length, past + length)
+        if visible.dtype != torch.bool or visible.shape[-2:] != expected or visible.dim() not in (2, 3):
+            raise ValueError(
+                f"`visible` must be bool of shape (..., {length}, {past + length}), "
+                f"not {visible.dtype} {tuple(visible.shape)}"
+            )
+        visible = visible.to(device)
         masks = {}
         for kind, size in self.windows.items():
             seen = visible
             if size is not None and self.record.window != "lift":
-                seen = visible & visibility.window(past + length, size, device=device)[past:]
+                seen = visible & _near(size, positions, length, past, device)
             masks[kind] = self._as_argument(seen)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -262,15 +298,21 @@ class Denoiser:
         """Whether the logits are exactly the output embedding's output (no soft-cap, no scale after it): measured once."""
         if self._head_is_last is None:
             seen: list[Tensor] = []
-            handle = self.model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: seen.append(out))
-            training, token = self.model.training, _request.set(None)
-            try:
-                self.model.eval()  # dropout would draw from the global generator
-                with torch.no_grad():
-                    logits = self.rows(torch.zeros(1, 2, dtype=torch.long, device=self.device))
-            finally:
-                handle.remove()
-                _request.reset(token)
-                self.model.train(training)
-            self._head_is_last = bool(seen) and torch.equal(seen[-1], logits)
+
+            def watch(head: nn.Module, hidden: Tensor) -> Tensor:
+                seen.append(head(hidden))
+                return seen[0].clone()  # what comes after may work in place
+
+            # not all one token: the row of a padding token may be zero, and zero survives any soft-cap
+            ids = (torch.arange(4, device=self.device) % self.vocabulary)[None]
+            with evaluating(self.model):
+                request = _Request(torch.ones_like(ids, dtype=torch.bool), watch)
+                self._head_is_last = torch.equal(self._forward(ids, None, None, None, request), seen[0])
         return self._head_is_last
+
+
+def _near(size: int, positions: Tensor | None, length: int, past: int, device: torch.device) -> Tensor:
+    """Who is within a sliding window of `size`: by position where they are given (they may restart or repeat)."""
+    if positions is None or past:
+        return visibility.window(past + length, size, device=device)[past:]
+    return (positions[:, :, None] - positions[:, None, :]).abs() < size

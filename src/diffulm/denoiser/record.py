@@ -11,13 +11,15 @@ from diffulm.errors import BadInput
 
 @dataclass(frozen=True)
 class Record:
-    """What the denoiser must know beyond the architecture.
+    """What the denoiser must know beyond the architecture. BadInput for values that cannot be.
 
     mask_token_id: the id that hides a token. bos_token_id: fixed at position 0; None only without shift.
     shift: the output of row i predicts token i + 1, as in the AR parent. attention: what `visible=None` means.
     block_size: positions a block when attention is "block". emit_mask: the mask id is an ordinary token of the text, so its
     logit stays as it is (sampling forbids it all the same). window: "keep" = |i - j| < window on sliding layers, "lift" = no
-    window, None = the architecture has none. parent: where the AR weights came from. notes: anything recipes add.
+    window, None = the architecture has none. parent: where the AR weights came from, None for an instance made in memory.
+    notes: anything more: `additive_mask` (the family takes its attention mask as an additive float tensor under eager
+    attention), and what recipes and newer versions add.
     """
 
     mask_token_id: int
@@ -31,14 +33,25 @@ class Record:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("shift", "emit_mask"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadInput(f"record: {name} is {getattr(self, name)!r}; it can be true or false")
+        if not _is_id(self.mask_token_id):
+            raise BadInput(f"record: mask_token_id is {self.mask_token_id!r}; it must be a token id")
+        if not (self.bos_token_id is None or _is_id(self.bos_token_id)):
+            raise BadInput(f"record: bos_token_id is {self.bos_token_id!r}; it must be a token id or null")
         if self.attention not in ("full", "block"):
             raise BadInput(f"record: attention is {self.attention!r}; it can be 'full' or 'block'")
-        if self.attention == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
+        if self.attention == "block" and not (_is_id(self.block_size) and self.block_size):
             raise BadInput(f"record: attention 'block' needs a positive block_size, found {self.block_size!r}")
         if self.window not in (None, "keep", "lift"):
             raise BadInput(f"record: window is {self.window!r}; it can be 'keep', 'lift' or null")
         if self.shift and self.bos_token_id is None:
             raise BadInput("record: with shift position 0 is never predicted, so a bos_token_id is needed there")
+
+    @property
+    def additive_mask(self) -> bool:
+        return bool(self.notes.get("additive_mask", False))
 
     def with_vocabulary(self, size: int) -> "Record":
         """The same record for a tiny twin of `size` rows."""
@@ -51,11 +64,19 @@ class Record:
     @classmethod
     def from_dict(cls, data: Any, where: str) -> "Record":
         """Read a record; `where` names the file in errors. Unknown keys are kept as notes (newer versions add keys)."""
-        if not isinstance(data, dict) or not isinstance(data.get("mask_token_id"), int):
-            raise BadInput(
-                f"{where}: the 'diffulm' record has no integer mask_token_id; adapt or import the model again"
-            )
         known = {f.name for f in fields(cls)} - {"notes"}
-        return cls(
-            **{k: v for k, v in data.items() if k in known}, notes={k: v for k, v in data.items() if k not in known}
-        )
+        if not isinstance(data, dict) or not {"mask_token_id", "bos_token_id"} <= data.keys():
+            raise BadInput(
+                f"{where}: its 'diffulm' record has no mask_token_id and bos_token_id; adapt or import the model again"
+            )
+        try:
+            return cls(
+                **{k: v for k, v in data.items() if k in known}, notes={k: v for k, v in data.items() if k not in known}
+            )
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+
+
+def _is_id(value: Any) -> bool:
+    """A JSON `true` is an int to Python, but no token id."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

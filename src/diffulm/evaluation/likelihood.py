@@ -38,7 +38,9 @@ def bound(denoiser: Denoiser, blocks: Int[Tensor, "n l"], samples: int = 16, see
             masked, weight = draws(size, samples, seed, index)
             where = torch.nn.functional.pad(masked, (1, 0)).to(ids.device)
             ce = _cross_entropy(denoiser, ids.expand(samples, -1), where)
-            sums = torch.zeros(samples, dtype=torch.float64).index_add(0, where.nonzero()[:, 0].cpu(), ce.double().cpu())
+            sums = torch.zeros(samples, dtype=torch.float64).index_add(
+                0, where.nonzero()[:, 0].cpu(), ce.double().cpu()
+            )
             values = sums * weight
             totals += float(values.mean())
             squares += standard_error(values) ** 2
@@ -51,7 +53,7 @@ def left_to_right(denoiser: Denoiser, blocks: Int[Tensor, "n l"]) -> Loss:
     blocks = blocks.to(denoiser.device)
     length = blocks.shape[1]
     position = torch.arange(length, device=blocks.device)
-    where = (position[None, :] == position[1:, None])
+    where = position[None, :] == position[1:, None]
     hidden = position[None, :] >= position[1:, None]
     total = 0.0
     with evaluating(denoiser.model):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from diffulm.errors import BadInput, unknown
+from diffulm.errors import unknown
 from diffulm.options import Count, Options, Seed
 from diffulm.recipes.config import Steps, Tokens, in_steps, resolve
 
@@ -37,7 +37,7 @@ class AdaptConfig(Options):
     global_batch: Count = 256
     """Canvases of an optimizer step, over all devices."""
     micro_batch: Count | None = None
-    """Canvases a device takes at once; None: as many as 8,192 positions hold."""
+    """Canvases a device takes at once; None: as many as the device takes well."""
     seed: Seed = 0
     scratch: bool = False
     """Start from fresh weights of the same architecture: the baseline."""
@@ -123,19 +123,15 @@ def carry_out(config: AdaptConfig) -> dict[str, Any]:
         print(f"{folder.path}: this run is finished already; nothing was done")
         return report
     from diffulm.data.documents import sources
-    from diffulm.recipes.session import train
+    from diffulm.recipes.session import open_model, train
 
     for data in (config.data, config.eval_data):
         if data is not None:
-            sources(data)  # missing files are an error before a folder exists
+            sources(data)
     started = time.monotonic()
+    opened = open_model(config)  # what is missing is an error before a folder exists
     with folder.claimed():
-        return train(config, folder, started)
-
-
-def check_context(config: AdaptConfig, limit: int | None) -> None:
-    if limit is not None and config.length > limit:
-        raise BadInput(f"length={config.length}: {config.model} takes at most {limit} positions")
+        return train(config, folder, *opened, started)
 
 
 def schedule_steps(config: AdaptConfig) -> dict[str, int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-VOCABULARY = 4096
+VOCABULARY = 2048
 CONTEXT = 256
 END, MASK = "<|endoftext|>", "<|mask|>"
 SPECIAL = [END, MASK, *(f"<|reserved_{k}|>" for k in range(6))]
@@ -96,17 +96,17 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> "PreTrained
 
 
 def config() -> "LlamaConfig":
-    """The shape of `pocket` and `pocket-ar`: 5.4M parameters, 10.8 MB in bfloat16."""
+    """The shape of `pocket` and `pocket-ar`: 2.8M parameters, 5.7 MB in bfloat16."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
+        hidden_size=192,
+        intermediate_size=512,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_attention_heads=3,
+        num_key_value_heads=1,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},

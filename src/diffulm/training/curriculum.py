@@ -18,7 +18,9 @@ from diffulm.shapes import Bool, Float, Int
 class Samples(Dataset[dict[str, Tensor]]):
     """Global sample n -> its canvas (ids, fixed) and its place (step, row): random access, order a function of the seed."""
 
-    def __init__(self, blocks: "Dataset[dict[str, Tensor]]", has_bos: bool, seed: int, global_batch: int, steps: int) -> None:
+    def __init__(
+        self, blocks: "Dataset[dict[str, Tensor]]", has_bos: bool, seed: int, global_batch: int, steps: int
+    ) -> None:
         self.blocks, self.has_bos, self.seed, self.global_batch, self.steps = blocks, has_bos, seed, global_batch, steps
 
     def __len__(self) -> int:

@@ -22,7 +22,12 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console)
         self.task = self.bar.add_task(self.what, total=state.max_steps, completed=state.global_step, text="")
         self.bar.start()
@@ -36,7 +41,9 @@ class ProgressLine(TrainerCallback):
             return
         self._show(state, f"loss {logs['loss']:.3f}")
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
         self.printed = 0.0
         shown = [f"{k.removeprefix('eval_')} {v:.3f}" for k, v in (metrics or {}).items() if isinstance(v, float)]
         self._show(state, "held-out " + ", ".join(shown))
@@ -56,5 +63,8 @@ class ProgressLine(TrainerCallback):
                 self.bar.update(self.task, text=f"{text}  {seen / 1e6:.2f}M tokens")
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
-            print(f"{self.what}: step {state.global_step}/{state.max_steps}, {seen / 1e6:.2f}M tokens, {text}", file=self.console.file)
+            print(
+                f"{self.what}: step {state.global_step}/{state.max_steps}, {seen / 1e6:.2f}M tokens, {text}",
+                file=self.console.file,
+            )
             self.console.file.flush()

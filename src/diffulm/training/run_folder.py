@@ -49,7 +49,9 @@ class RunFolder:
         for key in sorted(set(self.config) | set(before or {})):
             if key not in FREE_KEYS and (before or {}).get(key) != self.config.get(key):
                 old, new = (before or {}).get(key), self.config.get(key)
-                raise BadInput(f"out={self.path}: holds another run: {key} is {old!r} there, {new!r} here; name another folder")
+                raise BadInput(
+                    f"out={self.path}: holds another run: {key} is {old!r} there, {new!r} here; name another folder"
+                )
 
     def report(self) -> dict[str, Any] | None:
         """The report of a finished run."""

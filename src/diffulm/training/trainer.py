@@ -84,7 +84,9 @@ class DiffusionTrainer(Trainer):
         return 6 * sum(p.numel() for p in self.denoiser.model.parameters()) * inputs["ids"].numel()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # the order is in Samples
+        return SequentialSampler(
+            train_dataset if train_dataset is not None else self.train_dataset
+        )  # the order is in Samples
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class DiffusionTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model as a plain checkpoint; no pickled training_args.bin."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.run_folder.path)
         write_model(self.denoiser.model, self.tokenizer_to_save, folder, self.saved_record(), state_dict)
 
     def saved_record(self) -> dict[str, Any] | None:
@@ -134,25 +136,29 @@ class DiffusionTrainer(Trainer):
             return
         if not self.args.should_save:
             return
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        state = self.optimizer.state_dict()
+        optimizer, scheduler = self._optimizer_and_scheduler()
+        state = optimizer.state_dict()
         tensors = {f"{i}.{k}": v for i, part in state["state"].items() for k, v in part.items() if torch.is_tensor(v)}
         save_file({k: v.contiguous() for k, v in tensors.items()}, Path(output_dir) / OPTIMIZER)
         (Path(output_dir) / GROUPS).write_text(json.dumps(state["param_groups"]), "utf-8")
-        (Path(output_dir) / SCHEDULER).write_text(json.dumps(self.lr_scheduler.state_dict()), "utf-8")
+        (Path(output_dir) / SCHEDULER).write_text(json.dumps(scheduler.state_dict()), "utf-8")
+
+    def _optimizer_and_scheduler(self) -> tuple[Any, Any]:
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        return self.optimizer, self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        assert self.optimizer is not None and self.lr_scheduler is not None
+        optimizer, scheduler = self._optimizer_and_scheduler()
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in load_file(Path(checkpoint) / OPTIMIZER).items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         groups = json.loads((Path(checkpoint) / GROUPS).read_text("utf-8"))
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text("utf-8")))
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text("utf-8")))
 
 
 def flush_folder(folder: Path) -> None:
@@ -170,7 +176,9 @@ class Pace(TrainerCallback):
     Saves fall on logging boundaries only: the running loss is not part of a checkpoint, and is zero there.
     """
 
-    def __init__(self, run: RunFolder, curriculum: Curriculum, tokens_a_step: int, eval_every: int, save_seconds: float) -> None:
+    def __init__(
+        self, run: RunFolder, curriculum: Curriculum, tokens_a_step: int, eval_every: int, save_seconds: float
+    ) -> None:
         self.run, self.curriculum, self.tokens_a_step = run, curriculum, tokens_a_step
         self.eval_every, self.save_seconds = eval_every, save_seconds
         self.started = self.saved = self.logged = time.monotonic()

@@ -1,0 +1,165 @@
+"""Held-out holes of known length: how many of their tokens come back, and against what.
+
+The diffusion model sees both sides. The parent, as an AR model, reads the left side only: its greedy continuation, or the
+best of k continuations ranked by its own likelihood of the whole text, which costs it k forwards of the full length, the
+same as k denoising steps.
+"""
+
+import ast
+import textwrap
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.probe import evaluating
+from diffulm.denoiser.tile import tiled
+from diffulm.randomness import key, uniform
+from diffulm.samplers import sample
+from diffulm.shapes import Int
+
+_HOLE = key("infilling hole")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text with one hole: ids with BOS in front, the hole at start..stop, what stood there included."""
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return self.ids[self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What came back: whole texts as ids, and the seconds it took."""
+
+    ids: list[tuple[int, ...]]
+    seconds: float
+
+
+def tasks_from_blocks(blocks: Int[Tensor, "n l"], hole: int, margin: int = 16, seed: int = 0) -> list[Task]:
+    """One hole of `hole` tokens a block, evenly anywhere that leaves `margin` tokens on either side."""
+    return [_task(tuple(ids.tolist()), hole, margin, seed, index) for index, ids in enumerate(blocks)]
+
+
+def tasks_from_code(
+    tokenizer: Any, bos: int, sources: Iterable[str], hole: int, count: int, longest: int, seed: int = 0
+) -> list[Task]:
+    """One hole of `hole` tokens in each of `count` functions of at most `longest` tokens, evenly over those found."""
+    margin = 6
+    found = []
+    for text in _functions(sources):
+        ids = (bos, *tokenizer(text, add_special_tokens=False)["input_ids"])
+        if hole + 4 * margin <= len(ids) <= longest:
+            found.append(ids)
+    chosen = [found[i * len(found) // count] for i in range(min(count, len(found)))] if len(found) > count else found
+    return [_task(ids, hole, margin, seed, index) for index, ids in enumerate(chosen)]
+
+
+def _task(ids: tuple[int, ...], hole: int, margin: int, seed: int, index: int) -> Task:
+    room = len(ids) - hole - 2 * margin + 1
+    start = margin + int(uniform(seed, _HOLE, index) * room)
+    return Task(ids, start, start + hole)
+
+
+def _functions(sources: Iterable[str]) -> Iterator[str]:
+    """The functions and methods of Python modules, dedented."""
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            segment = ast.get_source_segment(source, node, padded=True) if isinstance(node, ast.FunctionDef) else None
+            if segment:
+                yield textwrap.dedent(segment) + "\n"
+
+
+def fill(
+    denoiser: Denoiser, tasks: list[Task], steps: int, sampler: str = "confidence", temperature: float = 0.0
+) -> Filled:
+    """Each hole by diffusion, both sides in sight; row i has the stream (0, i)."""
+    denoise, started = tiled(denoiser), time.perf_counter()
+    done: list[tuple[int, ...]] = []
+    for first in range(0, len(tasks), BATCH):
+        batch = tasks[first : first + BATCH]
+        ids, fixed, present = _stacked(batch, denoiser.device)
+        seeds = [(0, first + i) for i in range(len(batch))]
+        out, _ = sample(
+            denoise, ids, fixed, present, mask_token_id=denoiser.record.mask_token_id, sampler=sampler, steps=steps,
+            temperature=temperature, seeds=seeds,
+        )  # fmt: skip
+        done += [tuple(row[: len(task.ids)].tolist()) for row, task in zip(out, batch, strict=True)]
+    return Filled(done, time.perf_counter() - started)
+
+
+def _stacked(tasks: list[Task], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    longest = max(len(task.ids) for task in tasks)
+    ids = torch.zeros(len(tasks), longest, dtype=torch.long)
+    fixed, present = torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    for row, task in enumerate(tasks):
+        ids[row, : len(task.ids)] = torch.tensor(task.ids)
+        fixed[row, task.start : task.stop] = False
+        present[row, : len(task.ids)] = True
+    return ids.to(device), fixed.to(device), present.to(device)
+
+
+def continue_left(parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 0) -> Filled:
+    """Each hole by the AR parent: its greedy continuation of the left side; with best_of > 1 the best of that many draws
+    at temperature 1, by the parent's likelihood of the whole text with the right side in place."""
+    started, done = time.perf_counter(), []
+    with evaluating(parent), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # generate warns of a pad token it does not need here
+        torch.manual_seed(seed)
+        for task in tasks:
+            left = torch.tensor([task.ids[: task.start]], device=parent.device)
+            size = task.stop - task.start
+            out = parent.generate(
+                left, attention_mask=torch.ones_like(left), max_new_tokens=size, min_new_tokens=size,
+                do_sample=best_of > 1, num_return_sequences=best_of, top_k=0, top_p=1.0, pad_token_id=0,
+            )  # fmt: skip
+            right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(out), -1)
+            whole = torch.cat([out, right], 1)
+            done.append(tuple((_best(parent, whole) if best_of > 1 else whole[0]).tolist()))
+    return Filled(done, time.perf_counter() - started)
+
+
+def _best(parent: Any, rows: Tensor) -> Tensor:
+    logp = parent(input_ids=rows).logits[:, :-1].float().log_softmax(-1)
+    return rows[logp.gather(2, rows[:, 1:, None]).sum((1, 2)).argmax()]
+
+
+def token_accuracy(tasks: list[Task], filled: Filled) -> tuple[float, float]:
+    """(share of hidden tokens that came back, its standard error over tasks: tokens of one hole are not independent)."""
+    shares = torch.tensor(
+        [
+            sum(a == b for a, b in zip(ids[task.start : task.stop], task.hidden, strict=True)) / len(task.hidden)
+            for task, ids in zip(tasks, filled.ids, strict=True)
+        ]
+    )
+    return float(shares.mean()), float(shares.std() / len(tasks) ** 0.5) if len(tasks) > 1 else float("inf")
+
+
+def parses(tokenizer: Any, filled: Filled) -> float:
+    """Share of the filled texts that are valid Python."""
+    good = 0
+    for ids in filled.ids:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an invalid escape in a filled string is a SyntaxWarning
+                ast.parse(tokenizer.decode(ids[1:]))
+            good += 1
+        except (SyntaxError, ValueError):
+            continue
+    return good / max(1, len(filled.ids))
+
+
+def tokens_per_second(tasks: list[Task], filled: Filled) -> float:
+    return sum(task.stop - task.start for task in tasks) / max(filled.seconds, 1e-9)
