@@ -1,4 +1,4 @@
-"""For all tests: no network, two threads, shapes checked on every call of layers 0 to 3, the folder of shared data."""
+"""For all tests: no network, one thread, shapes checked on every call of layers 0 to 3, the folder of shared data."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-torch.set_num_threads(2)
+# The models are tiny: a second thread costs more than it brings, and much more where the machine is busy.
+torch.set_num_threads(1)
 
 CHECKED = (
     *("randomness", "visibility", "schedule", "noise", "objective", "bounds"),

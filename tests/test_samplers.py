@@ -112,7 +112,7 @@ def chi_squared(outcomes: torch.Tensor, law: dict) -> tuple[float, int]:
 
 
 def limit(freedom: int) -> float:
-    """The 99.9% quantile of chi-squared (Wilson and Hilferty, within 1% here). Seeds are fixed: no failing by chance."""
+    """The 99.9% quantile of chi-squared (Wilson and Hilferty, within 1%). Seeds are fixed: no failing by chance."""
     a = 2 / (9 * freedom)
     return freedom * (1 - a + 3.09 * a**0.5) ** 3
 
@@ -222,10 +222,12 @@ def test_content_of_free_positions_does_not_matter(sampler):
 
 
 @pytest.mark.parametrize("sampler", ALL)
-def test_the_input_is_left_alone(sampler):
+def test_the_input_is_left_alone_and_callbacks_get_copies(sampler):
     ids, fixed = start(3, 12)
     before = ids.clone(), fixed.clone()
-    run(sampler, ids, fixed, callback=lambda frame: (frame.ids.fill_(1), frame.masked.fill_(False)))
+    out, _ = run(sampler, ids, fixed)
+    vandal = run(sampler, ids, fixed, callback=lambda frame: (frame.ids.fill_(1), frame.masked.fill_(False)))
+    assert torch.equal(vandal[0], out)
     assert torch.equal(ids, before[0])
     assert torch.equal(fixed, before[1])
 
@@ -287,11 +289,11 @@ def test_random_order_asks_only_for_what_it_reveals_and_confidence_for_what_is_m
 
 
 def test_confidence_reveals_what_it_is_surest_of_before_temperature_and_top_p():
-    # Greedy: position i has its best token at log-probability -i, so they come from the left.
+    # Position i has its best token i at 0 and another at -4 - i: the last is the surest.
     logits = torch.full((6, VOCABULARY), -20.0)
     logits[torch.arange(6), torch.arange(6)] = 0.0
-    logits[:, 8] = torch.tensor([-9.0, 0, 1, 2, 3, 4])  # 8 is forbidden: it must not count
-    logits[:, 7] = torch.tensor([-9.0, -8, -7, -6, -5, -4])
+    logits[:, 8] = torch.tensor([-9.0, 0, 1, 2, 3, 4])  # forbidden: it must not count
+    logits[:, 7] = torch.tensor([-4.0, -5, -6, -7, -8, -9])
 
     class Sure:
         def __call__(self, ids, where, present=None):
@@ -310,7 +312,9 @@ def test_confidence_reveals_what_it_is_surest_of_before_temperature_and_top_p():
             forbidden=[8],
             callback=frames.append,
         )
-        assert [frame.masked[0].long().argmax().item() for frame in frames[:6]] == list(range(6))
+        assert [frame.masked[0].tolist() for frame in frames] == [
+            [True] * n + [False] * (6 - n) for n in range(6, -1, -1)
+        ]
 
 
 def test_confidence_is_that_of_the_drawn_token():

@@ -140,7 +140,9 @@ def test_sigkill_and_the_same_command_again(home, finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "report.json").exists(), "it was too fast to be killed"
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180)
+    subprocess.run(
+        command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=180
+    )
     assert weights(out) == weights(finished)
     assert timeless(out) == timeless(finished)
 
@@ -292,7 +294,9 @@ def test_context_batch_and_share_errors(home, tmp_path):
         adapt("tinny", model="x", data="y", out="z")
 
 
-@pytest.mark.parametrize(("text", "value"), [("1000", 1000), ("600K", 600_000), ("1.5B", 1_500_000_000), ("4m", 4_000_000)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1000", 1000), ("600K", 600_000), ("1.5B", 1_500_000_000), ("4m", 4_000_000)]
+)
 def test_tokens(text, value):
     assert tokens(text) == value
 

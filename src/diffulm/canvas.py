@@ -72,7 +72,7 @@ def parse(markup: str) -> list[str | Hole]:
 def _length(mark: re.Match[str]) -> int | None:
     if mark[1] is None:
         return None
-    if not re.fullmatch(r":0*[1-9][0-9]{0,8}", mark[1], re.ASCII):
+    if not re.fullmatch(r":0*[1-9][0-9]{0,8}", mark[1]):
         raise BadInput(
             f"{mark[0]!r} is not a hole: write <hole:3> for three tokens "
             "(text that contains such marks can be given in Python as a list with diffulm.Hole)"
@@ -116,12 +116,9 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 def continuation(tokenizer: Any, left: Sequence[int], ids: Sequence[int]) -> str:
     """The text that `ids` add behind `left`: decoded together, so that a leading space or half a character survives."""
     left, ids = list(left), list(ids)
-    # Stray bytes in `ids` can spoil how a byte-fallback tokenizer decodes the end of `left`; an anchor is no worse.
-    for context in (left, *(encode(tokenizer, anchor) for anchor in _ANCHORS)):
-        head, whole = decode(tokenizer, context), decode(tokenizer, context + ids)
-        if whole.startswith(head):
-            return whole[len(head) :]
-    return decode(tokenizer, ids)
+    head, whole = decode(tokenizer, left), decode(tokenizer, left + ids)
+    # A stray byte that begins `ids` can spoil how a byte-fallback tokenizer decodes the bytes that end `left`.
+    return whole[len(head) :] if whole.startswith(head) else decode(tokenizer, ids)
 
 
 def template(

@@ -1,5 +1,7 @@
 """Greedy traces of the published samplers and of the exact budget, canvas by canvas, and the sets of top-p."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -33,8 +35,8 @@ def run(trace, sampler):
 
 
 def replay(uniforms):
-    """(T - 1, B, L) -> what `sample` asks for at each row's own step; at the last, which reveals the rest, anything."""
-    rows = torch.arange(uniforms.shape[1])
+    """(T - 1, B, L) -> what `sample` asks for at each row's own step; the last, which reveals the rest, needs none: 0."""
+    uniforms, rows = torch.nn.functional.pad(uniforms, (0, 0, 0, 0, 0, 1)), torch.arange(uniforms.shape[1])
     return lambda purpose, step: uniforms[step.clamp(max=len(uniforms) - 1), rows]
 
 
@@ -69,6 +71,9 @@ def test_published(trace):
     assert torch.equal(canvases, trace["canvases"])
     assert masked.sum(-1).tolist() == trace.facts["masked_left"]
     assert torch.equal(ids[:, 1:], trace["returned"])
+    for before, after in pairwise(frames):
+        finished = ~before.masked.any(1)
+        assert torch.equal(after.step[finished], before.step[finished]), "a finished row takes no more steps"
 
 
 def test_exact_budget(exact):

@@ -47,8 +47,9 @@ def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     request = _request.get()
     if request is None:
         return None
-    request.hidden = args[0][request.rows]
-    return (request.hidden[:0], *args[1:])
+    hidden: Tensor = args[0][request.rows]
+    request.hidden = hidden
+    return (hidden[:0], *args[1:])
 
 
 def _project_rows(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -232,7 +233,9 @@ class Denoiser:
     def _rows(self, ids: Tensor, where: Tensor) -> Tensor:
         """Targets -> rows that predict them. With shift row j - 1 predicts token j: the one place that knows."""
         if where.dtype != torch.bool or where.shape != ids.shape:
-            raise ValueError(f"`where` must be bool of shape {tuple(ids.shape)}, not {where.dtype} {tuple(where.shape)}")
+            raise ValueError(
+                f"`where` must be bool of shape {tuple(ids.shape)}, not {where.dtype} {tuple(where.shape)}"
+            )
         if not self.record.shift:
             return where
         if bool(where[:, 0].any()):

@@ -8,6 +8,15 @@ from typing import Any
 
 from diffulm.errors import BadInput
 
+# What JSON may hold under each key.
+KINDS = {
+    **dict.fromkeys(("shift", "emit_mask"), (bool,)),
+    **dict.fromkeys(("bos_token_id", "block_size"), (int, type(None))),
+    **dict.fromkeys(("window", "parent"), (str, type(None))),
+    "mask_token_id": (int,),
+    "attention": (str,),
+}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -33,16 +42,9 @@ class Record:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("shift", "emit_mask"):
-            if not isinstance(getattr(self, name), bool):
-                raise BadInput(f"record: {name} is {getattr(self, name)!r}; it can be true or false")
-        if not _is_id(self.mask_token_id):
-            raise BadInput(f"record: mask_token_id is {self.mask_token_id!r}; it must be a token id")
-        if not (self.bos_token_id is None or _is_id(self.bos_token_id)):
-            raise BadInput(f"record: bos_token_id is {self.bos_token_id!r}; it must be a token id or null")
         if self.attention not in ("full", "block"):
             raise BadInput(f"record: attention is {self.attention!r}; it can be 'full' or 'block'")
-        if self.attention == "block" and not (_is_id(self.block_size) and self.block_size):
+        if self.attention == "block" and (self.block_size or 0) < 1:
             raise BadInput(f"record: attention 'block' needs a positive block_size, found {self.block_size!r}")
         if self.window not in (None, "keep", "lift"):
             raise BadInput(f"record: window is {self.window!r}; it can be 'keep', 'lift' or null")
@@ -64,19 +66,14 @@ class Record:
     @classmethod
     def from_dict(cls, data: Any, where: str) -> "Record":
         """Read a record; `where` names the file in errors. Unknown keys are kept as notes (newer versions add keys)."""
+        if not isinstance(data, dict) or "mask_token_id" not in data:
+            raise BadInput(f"{where}: its 'diffulm' record has no mask_token_id; adapt or import the model again")
+        for name, value in data.items():
+            if name in KINDS and type(value) not in KINDS[name]:  # type, not isinstance: true is no token id
+                raise BadInput(f"{where}: its 'diffulm' record has {name} = {value!r}, which cannot be")
         known = {f.name for f in fields(cls)} - {"notes"}
-        if not isinstance(data, dict) or not {"mask_token_id", "bos_token_id"} <= data.keys():
-            raise BadInput(
-                f"{where}: its 'diffulm' record has no mask_token_id and bos_token_id; adapt or import the model again"
-            )
+        given: dict[str, Any] = {"bos_token_id": None} | {k: v for k, v in data.items() if k in known}
         try:
-            return cls(
-                **{k: v for k, v in data.items() if k in known}, notes={k: v for k, v in data.items() if k not in known}
-            )
+            return cls(**given, notes={k: v for k, v in data.items() if k not in known})
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from None
-
-
-def _is_id(value: Any) -> bool:
-    """A JSON `true` is an int to Python, but no token id."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

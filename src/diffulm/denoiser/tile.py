@@ -1,7 +1,7 @@
 """Rows in a fixed internal tile, so that a result depends neither on its batch nor on its neighbours.
 
-Every forward has the shape (tile, length rounded up to BUCKET): a row meets the same kernels alone and in company. A batch
-size above this changes memory, never a result.
+Every forward has the shape (tile, length rounded up to BUCKET), and the vocabulary projection is done row by row: a row
+meets the same kernels alone and in company. A batch size above this changes memory, never a result.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffulm import visibility
 from diffulm.bounds import Denoise
-from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.denoiser import Denoiser, evaluating
 
 BUCKET = 32
 SMALL_MODEL = 20_000_000  # parameters below which eight rows cost about as much as one on a CPU (call overhead rules)
@@ -29,7 +29,6 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
     size = rows or tile_rows(denoiser)
     limit = denoiser.context
 
-    @torch.no_grad()
     def denoise(ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
         home = ids.device
         ids, where = ids.to(denoiser.device), where.to(denoiser.device)
@@ -37,17 +36,13 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
         ends = (real.long() * torch.arange(1, ids.shape[1] + 1, device=real.device)).amax(1)
         lengths = [_bucket(n, limit) for n in ends.tolist()]
         found: dict[int, Tensor] = {}
-        training = denoiser.model.training
-        denoiser.model.eval()
-        try:
+        with evaluating(denoiser.model):
             for length in sorted(set(lengths)):
                 members = [i for i, n in enumerate(lengths) if n == length and bool(where[i].any())]
                 for start in range(0, len(members), size):
                     chosen = members[start : start + size]
                     parts = _run(denoiser, ids[chosen], where[chosen], real[chosen], length, size)
                     found.update(zip(chosen, parts, strict=False))
-        finally:
-            denoiser.model.train(training)
         if not found:
             return torch.zeros(0, denoiser.vocabulary, device=home)
         return torch.cat([found[i] for i in sorted(found)]).to(home)
@@ -64,8 +59,7 @@ def _run(denoiser: Denoiser, ids: Tensor, where: Tensor, real: Tensor, length: i
     """One forward of the tile; logits of each row that was asked for."""
     ids, where, real = (_fit(t, size, length) for t in (ids, where, real))
     base = denoiser.default_visible(length, ids.device)
-    eye = torch.eye(length, dtype=torch.bool, device=ids.device)
-    logits = denoiser(ids, (base & visibility.present(real)) | eye, where)
+    logits = denoiser(ids, base & visibility.present(real), where)
     return logits.float().split(where.sum(1).tolist())  # rows that only fill the tile give empty parts at the end
 
 

@@ -64,9 +64,8 @@ def print_parent() -> None:
     print(
         f"pocket-ar: {found.architecture}, {found.parameters:,} parameters, context {found.context}, {found.tokenizer}"
     )
-    print(
-        f"mask token: {found.mask_token}; looks right when asked to: {found.probe['full']}; identity: {found.probe['identity']:.1e}"
-    )
+    looks, identity = found.probe["full"], found.probe["identity"]
+    print(f"mask token: {found.mask_token}; looks right when asked to: {looks}; identity with itself: {identity:.1e}")
 
 
 def prepare(root: Path, seconds: float) -> tuple[Path, AdaptConfig]:
@@ -82,7 +81,7 @@ def prepare(root: Path, seconds: float) -> tuple[Path, AdaptConfig]:
         return folder, resolve("adapt", AdaptConfig, saved, {})
     settings = {"data": str(text / "train.jsonl.gz"), "eval_data": str(text / "heldout.jsonl.gz"), "out": str(folder)}
     config = resolve("adapt", AdaptConfig, "demo", settings)
-    return folder, resolve("adapt", AdaptConfig, "demo", {**settings, "tokens": affordable(config, seconds)})
+    return folder, resolve("adapt", AdaptConfig, "demo", settings | affordable(config, seconds))
 
 
 def write_text(file: Path, split: Any) -> None:
@@ -94,24 +93,25 @@ def write_text(file: Path, split: Any) -> None:
         file.write_bytes(content)
 
 
-def affordable(config: AdaptConfig, seconds: float) -> int:
-    """Tokens that this machine trains on in about `seconds`, measured on a throw-away copy."""
+def affordable(config: AdaptConfig, seconds: float) -> dict[str, Any]:
+    """The faster precision of this machine (bfloat16 is slow where the processor has no instructions for it) and the
+    tokens it trains on in about `seconds`, measured on a throw-away copy."""
     denoiser, _ = adopt(config.model)
     ids = torch.full((8, config.length), 5)
     where = denoiser.predictable(ids) & (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5)
 
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+    def step_seconds(bf16: bool) -> float:
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             denoiser.cross_entropy(ids, ids[where], where).mean().backward()
+        return time.perf_counter() - started
 
-    step()
-    started = time.perf_counter()
-    for _ in range(4):
-        step()
-    rate = 4 * ids.numel() / (time.perf_counter() - started)
-    # evaluations, checkpoints and the optimizer take about a fifth of the time
+    times = {name: min(step_seconds(name == "bf16") for _ in range(4)) for name in ("bf16", "float32")}
+    precision = min(times, key=lambda name: times[name])
+    # a best of four is optimistic, and evaluations, checkpoints and the optimizer take their share: two thirds are left
     batch = config.global_batch * config.length
-    return max(20 * batch, round(0.8 * rate * seconds / batch) * batch)
+    steps = max(20, round(0.67 * seconds * ids.numel() / times[precision] / batch))
+    return {"precision": precision, "tokens": steps * batch}
 
 
 def held_out_tasks(lm: DiffusionLM) -> list[Task]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VOCABULARY = 2048
 CONTEXT = 256
 END, MASK = "<|endoftext|>", "<|mask|>"
+ASSETS = Path(__file__).parents[1] / "assets"
 SPECIAL = [END, MASK, *(f"<|reserved_{k}|>" for k in range(6))]
 
 _KEYWORDS = (
@@ -44,6 +45,30 @@ SPLIT = "|".join(
     ]
 )
 
+CARD = """---
+license: apache-2.0
+language: code
+tags: [diffulm, python, {name}]
+---
+# {name}
+
+{kind}: {parameters:,} parameters (LLaMA architecture, vocabulary 2,048, byte-level BPE of its own, context 256), made by
+DiffuLM so that its demo and tests have a real model without a download. It knows Python's standard library and nothing else.
+
+- Data: the source of the standard library of {library[python]} without its tests, {library[modules]} modules,
+  {library[bytes]:,} bytes, sha256 `{library[sha256]}`; about 5% of the modules, by a hash of their path, held out.
+  That source is under the PSF License Agreement; none of it is in this folder but what the weights remember.
+- Training: {tokens:.1f}M tokens, {steps:,} steps; `{settings}`; the rest in `presets/adapt/{name}.yaml`.
+- To repeat it: `make pocket` (same Python version for the same text; losses within 0.05 nats, which covers other
+  kernels and thread counts).
+
+Losses on {blocks} held-out blocks of {length} positions, nats a token (left to right on 8 of them):
+
+| | nats |
+|---|---|
+{losses}
+"""
+
 
 def prepare(out: str | Path) -> dict[str, object]:
     """Writes `out`/train.jsonl.gz, `out`/heldout.jsonl.gz (`text`, `path`), `out`/parent/ (tokenizer and config.json).
@@ -62,7 +87,7 @@ def prepare(out: str | Path) -> dict[str, object]:
         (out / f"{split}.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     fast = tokenizer(texts["train"])
     fast.save_pretrained(out / "parent")
-    model = config()
+    model = model_config()
     model.save_pretrained(out / "parent")
     figures: dict[str, object] = {"library": stdlib.fingerprint(), "parameters": parameters(model)}
     for split, documents in texts.items():
@@ -95,7 +120,7 @@ def tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> "PreTrained
     )
 
 
-def config() -> "LlamaConfig":
+def model_config() -> "LlamaConfig":
     """The shape of `pocket` and `pocket-ar`: 2.8M parameters, 5.7 MB in bfloat16."""
     from transformers import LlamaConfig
 
@@ -144,12 +169,68 @@ def _byte_pairs(texts: Iterable[str], vocabulary: int) -> "Tokenizer":
     return bpe
 
 
+def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> None:
+    """The finished runs `parent` and `child` as the shipped `pocket-ar` and `pocket`: bfloat16, with a model card each.
+
+    Raises:
+        BadInput: a run that is not finished, or models that are there already.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from diffulm.denoiser.load import load
+    from diffulm.denoiser.save import write_model
+
+    for run in (Path(parent), Path(child)):
+        if not (run / "report.json").is_file():
+            raise BadInput(f"{run}: holds no finished run")
+    for name in ("pocket-ar", "pocket"):
+        if (Path(assets) / name).exists():
+            raise BadInput(f"{Path(assets) / name}: is there already; delete it to ship again")
+    model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.bfloat16)
+    write_model(model, AutoTokenizer.from_pretrained(parent), Path(assets) / "pocket-ar", None)
+    denoiser, words = load(child, dtype=torch.bfloat16)
+    record = {**denoiser.record.to_dict(), "parent": "pocket-ar"}
+    write_model(denoiser.model, words, Path(assets) / "pocket", record)
+    for name, run in (("pocket-ar", parent), ("pocket", child)):
+        (Path(assets) / name / "README.md").write_text(card(name, Path(run)), encoding="utf-8")
+
+
+def card(name: str, run: Path) -> str:
+    """The model card of a shipped model: all figures from its run's report.json and config.yaml."""
+    import yaml
+
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    library = stdlib.fingerprint()
+    kind = (
+        "a masked-diffusion language model adapted from `pocket-ar`" if "bound" in report else "an autoregressive model"
+    )
+    losses = {
+        "any-order bound": report.get("bound"),
+        "left to right": report.get("left_to_right"),
+        "AR loss" if "bound" not in report else "AR loss of its causal view": report["causal_view"],
+        "AR loss of the parent": report.get("parent") if "bound" in report else None,
+    }
+    lines = [f"| {key} | {nats:.3f} |" for key, nats in losses.items() if nats is not None]
+    settings = " ".join(f"{key}={config[key]}" for key in ("tokens", "length", "global_batch", "learning_rate", "seed"))
+    return CARD.format(
+        name=name, kind=kind, parameters=parameters(model_config()), library=library, settings=settings,
+        steps=report["steps"], tokens=report["tokens"] / 1e6, blocks=report["held_out_blocks"], losses="\n".join(lines),
+        length=config["length"],
+    )  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
-    """`prepare OUT`; prints the figures as JSON. Exit status 2 on bad input."""
+    """`prepare OUT` prints the figures as JSON, `ship PARENT_RUN RUN` writes package data. Exit status 2 on bad input."""
     try:
-        if len(arguments) != 2 or arguments[0] != "prepare":
-            raise BadInput("usage: python -m diffulm.recipes.pocket prepare OUT")
-        print(json.dumps(prepare(arguments[1]), indent=1))
+        match arguments:
+            case ["prepare", out]:
+                print(json.dumps(prepare(out), indent=1))
+            case ["ship", parent, child]:
+                ship(parent, child)
+            case _:
+                raise BadInput("usage: python -m diffulm.recipes.pocket prepare OUT | ship PARENT_RUN RUN")
     except (BadInput, OSError) as error:
         print(error, file=sys.stderr)
         return 2

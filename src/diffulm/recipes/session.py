@@ -1,5 +1,6 @@
 """One training run from an opened folder to the published model: what `adapt` does once its config stands."""
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from diffulm.denoiser.save import write_model
 from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
 from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.report import write_report
 from diffulm.training.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -49,8 +51,13 @@ def train(
         return {}
     report = final_report(config, folder, denoiser, curriculum, held_out, time.monotonic() - started)
     folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, trainer.saved_record()))
-    folder.write("report.json", _json(report))
+    write_report(folder.path, f"DiffuLM: {config.model}, {config.objective}", report)
+    folder.write("report.json", json.dumps(report, indent=2) + "\n")
     return report
+
+
+def device_of(config: "AdaptConfig") -> str:
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
@@ -64,6 +71,7 @@ def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
     if denoiser.context is not None and config.length > denoiser.context:
         raise BadInput(f"length={config.length}: {config.model} takes at most {denoiser.context} positions")
     set_dropout(denoiser.model, config.dropout)
+    denoiser.model.to(device_of(config))
     return denoiser, tokenizer
 
 
@@ -79,7 +87,7 @@ def blocks(config: "AdaptConfig", record: Record, tokenizer: Any, folder: Path) 
     keep = len(packed) - config.eval_blocks
     if keep < 1:
         raise BadInput(
-            f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens, and {config.eval_blocks} are held out"
+            f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens; {config.eval_blocks} are held out"
         )
     return packed.select(range(keep)), _spread(packed.select(range(keep, len(packed))), config.eval_blocks)
 
@@ -128,12 +136,12 @@ def make_trainer(
         output_dir=str(folder.path), max_steps=config.steps, learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.lr_schedule, config.lr_schedule),
         warmup_steps=at["warmup"], weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
-        max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", use_cpu=device_of(config) == "cpu",
         logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
         save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    micro, accumulation = split_batch(config, args.world_size, "cpu" if args.use_cpu else "cuda")
+    micro, accumulation = split_batch(config, args.world_size)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, accumulation
     samples = Samples(
         training, denoiser.record.bos_token_id is not None, config.seed, config.global_batch, config.steps
@@ -149,14 +157,14 @@ def make_trainer(
     return trainer
 
 
-def split_batch(config: "AdaptConfig", world: int, device: str) -> tuple[int, int]:
+def split_batch(config: "AdaptConfig", world: int) -> tuple[int, int]:
     """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error."""
     if config.global_batch % world:
         raise BadInput(f"global_batch={config.global_batch} does not divide by {world} processes")
     share = config.global_batch // world
     micro = config.micro_batch
     if micro is None:
-        fits = max(1, MICRO_POSITIONS[device] // config.length)
+        fits = max(1, MICRO_POSITIONS[device_of(config)] // config.length)
         micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
     if share % micro:
         raise BadInput(f"micro_batch={micro} does not divide the {share} canvases of a process")
@@ -194,9 +202,3 @@ def final_report(
         "left_to_right": likelihood.left_to_right(denoiser, some).nats,
         "left_to_right_blocks": len(some),
     }
-
-
-def _json(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,141 @@
+"""Infilling figures and sample quality against what can be worked out by hand; the report page."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.record import Record
+from diffulm.evaluation import generation, infilling
+from diffulm.evaluation.infilling import Filled, Task
+from diffulm.recipes import pocket
+from diffulm.training.report import table, write_report
+
+CODE = '''
+class Box:
+    def area(self, width, height):
+        """The area of the box."""
+        return width * height
+
+def long(values):
+    total = 0
+    for value in values:
+        total += value * value
+    return total
+'''
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=61, max_position_embeddings=64, **shape)).eval()
+
+
+@pytest.fixture(scope="module")
+def denoiser(model) -> Denoiser:
+    return Denoiser(model, Record(mask_token_id=60, bos_token_id=0))
+
+
+def test_holes_in_blocks_leave_the_margin_and_depend_on_seed_and_row():
+    blocks = torch.arange(40 * 64).reshape(40, 64)
+    tasks = infilling.tasks_from_blocks(blocks, 8, margin=10)
+    assert all(task.start >= 10 and task.stop <= 54 and task.stop - task.start == 8 for task in tasks)
+    assert min(task.start for task in tasks) < 16 and max(task.stop for task in tasks) > 48
+    assert [t.start for t in infilling.tasks_from_blocks(blocks[:5], 8, 10)] == [t.start for t in tasks[:5]]
+    assert [t.start for t in infilling.tasks_from_blocks(blocks, 8, 10, seed=1)] != [t.start for t in tasks]
+    assert tasks[0].hidden == tuple(range(tasks[0].start, tasks[0].stop))
+
+
+def test_holes_in_code_are_in_whole_functions():
+    tokenizer = pocket.tokenizer([CODE * 3], 300)
+    tasks = infilling.tasks_from_code(tokenizer, 0, [CODE], hole=4, count=10, longest=200)
+    texts = sorted(tokenizer.decode(task.ids[1:]) for task in tasks)
+    assert len(texts) == 2 and texts[0].startswith("def area(self") and texts[1].startswith("def long(values)")
+    whole = Filled([task.ids for task in tasks], 1.0)
+    assert infilling.parses(tokenizer, whole) == 1.0
+    assert infilling.token_accuracy(tasks, whole) == (1.0, 0.0)
+    broken = Filled([(0, *tokenizer("def (", add_special_tokens=False)["input_ids"]), whole.ids[1]], 1.0)
+    assert infilling.parses(tokenizer, broken) == 0.5
+
+
+def test_token_accuracy_counts_the_hole_alone_and_its_error_is_over_tasks():
+    tasks = [Task((0, 1, 2, 3, 4), 1, 3), Task((0, 5, 6, 7, 8), 2, 4)]
+    filled = Filled([(0, 1, 9, 3, 4), (0, 9, 6, 7, 9)], 2.0)
+    accuracy, error = infilling.token_accuracy(tasks, filled)
+    assert accuracy == 0.75  # one of two, then two of two; the changed tokens outside do not count
+    assert error == pytest.approx(math.sqrt(0.125 / 2))
+    assert infilling.tokens_per_second(tasks, filled) == 2.0
+
+
+def test_fill_keeps_the_surroundings_and_the_batch_does_not_matter(denoiser, monkeypatch):
+    blocks = (torch.arange(6 * 40).reshape(6, 40) * 7) % 59
+    tasks = infilling.tasks_from_blocks(blocks, 6, margin=4)
+    whole = infilling.fill(denoiser, tasks, steps=6)
+    for task, ids in zip(tasks, whole.ids, strict=True):
+        assert ids[: task.start] == task.ids[: task.start] and ids[task.stop :] == task.ids[task.stop :]
+        assert 60 not in ids
+    monkeypatch.setattr(infilling, "BATCH", 2)
+    assert infilling.fill(denoiser, tasks, steps=6).ids == whole.ids
+
+
+def test_the_parent_reads_the_left_side_only(model):
+    blocks = (torch.arange(3 * 30).reshape(3, 30) * 7) % 59
+    tasks = infilling.tasks_from_blocks(blocks, 5, margin=4)
+    changed = [Task((*task.ids[: task.stop], *(0 for _ in task.ids[task.stop :])), task.start, task.stop) for task in tasks]
+    one, two = infilling.continue_left(model, tasks), infilling.continue_left(model, changed)
+    for task, a, b in zip(tasks, one.ids, two.ids, strict=True):
+        assert a[: task.stop] == b[: task.stop] and a[task.stop :] == task.ids[task.stop :]
+        context = torch.tensor([task.ids[: task.start]])
+        for token in a[task.start : task.stop]:  # greedy, one at a time
+            assert int(model(input_ids=context).logits[0, -1].argmax()) == token
+            context = torch.cat([context, torch.tensor([[token]])], 1)
+
+
+def test_best_of_k_takes_the_likeliest_whole_text(model):
+    rows = torch.randint(0, 59, (4, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logp = model(input_ids=rows).logits.log_softmax(-1)
+        totals = [sum(float(logp[r, i, rows[r, i + 1]]) for i in range(19)) for r in range(4)]
+        best = infilling._best(model, rows)
+    assert torch.equal(best, rows[max(range(4), key=lambda r: totals[r])])
+
+
+def test_best_of_k_is_at_least_as_likely_as_the_first_draw(model):
+    blocks = (torch.arange(3 * 30).reshape(3, 30) * 7) % 59
+    tasks = infilling.tasks_from_blocks(blocks, 5, margin=4)
+    state = torch.get_rng_state()
+    filled = infilling.continue_left(model, tasks, best_of=6, seed=1)
+    assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers are left alone
+    assert filled.ids == infilling.continue_left(model, tasks, best_of=6, seed=1).ids
+
+
+def test_perplexity_and_entropy(model):
+    ids = torch.tensor([[0, 1, 1, 2, 2], [0, 3, 3, 3, 3]])
+    got = generation.quality(model, ids)
+    assert got.entropy == pytest.approx(math.log(2) / 2)
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss
+    assert got.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-5)  # float32
+
+
+def test_unconditional_samples(denoiser, monkeypatch):
+    ids = generation.unconditional(denoiser, 5, 12, steps=4, sampler="random", temperature=1.0)
+    assert ids.shape == (5, 12) and bool((ids[:, 0] == 0).all()) and not bool((ids == 60).any())
+    assert len({tuple(row.tolist()) for row in ids}) == 5
+    monkeypatch.setattr(generation, "BATCH", 2)
+    assert torch.equal(ids, generation.unconditional(denoiser, 5, 12, steps=4, sampler="random", temperature=1.0))
+
+
+def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path: Path):
+    rows = [{"step": 0, "eval_parent": 1.0, "eval_bound": 5.0}, {"step": 10, "tokens": 1000, "loss": 4.0}]
+    rows += [{"step": 10, "eval_bound": 4.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.yaml").write_text("data: <b>.txt\n")
+    page = write_report(tmp_path, "a & b", {"bound": 4.0}, table(["x"], [["<i>"]])).read_text()
+    assert "a &amp; b" in page and "&lt;b&gt;.txt" in page and "&lt;i&gt;" in page
+    assert 'src="data:image/png;base64,' in page and "http" not in page
