@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffulm.canvas import Hole, continuation, decode, encode, fills, parse, prompt, render, template
@@ -155,6 +155,24 @@ def test_a_leading_space_in_a_hole_survives_and_the_prefix_space_of_the_tokenize
     inside = encode(tokenizer, "sat", inside=True)
     assert inside != sat
     assert continuation(tokenizer, encode(tokenizer, "The cat "), inside) == "sat"
+
+
+def test_bos_is_not_text_even_if_the_tokenizer_takes_it_for_a_word():
+    tokenizer = sentence_piece()
+    word = encode(tokenizer, "mat")[0]
+    canvas = template(tokenizer, word, 0, [Hole(2), " on"])
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor(encode(tokenizer, "cat")[:2])
+    assert len(encode(tokenizer, "cat")) <= 2
+    assert render(canvas, ids.tolist()).startswith("cat")
+
+
+def test_an_anchor_that_changes_the_text_is_not_used():
+    tidying = Tokenizer.from_str(sentence_piece().backend_tokenizer.to_str())
+    tidying.normalizer = normalizers.Sequence([normalizers.Replace(Regex("\n +"), "\n"), tidying.normalizer])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tidying)
+    assert decode(tokenizer, encode(tokenizer, "\n on")) == "\non"  # so behind "\n" the space would be lost
+    assert decode(tokenizer, encode(tokenizer, "cat") + encode(tokenizer, " on", inside=True)) == "cat on"
 
 
 def test_a_character_cut_by_two_holes_side_by_side():

@@ -335,32 +335,36 @@ def test_confidence_is_that_of_the_drawn_token():
     assert frames[2].ids.tolist() == [[1, 1]]
 
 
-def test_the_published_rule_ranks_revealed_positions_too():
-    """Four positions, T = 4. Forward 0 reveals 0; then 0 itself scores low, so that rank 2 is below two masked ones."""
-    first = torch.tensor([0.9, 0.8, 0.7, 0.2])
-    second = torch.tensor([0.1, 0.8, 0.7, 0.2])
+@pytest.mark.parametrize(
+    ("rescored", "left"),
+    [
+        # t = 2: rank 2 of (0.2, 0.7, 0.8, 0.9) is 0.8, so one is revealed; among the masked ones it would be two.
+        (0.9, [4, 3, 2, 1, 0]),
+        # t = 2: rank 2 of (0.1, 0.2, 0.7, 0.8) is 0.7: two at once. t = 1: rank 1 is 0.2: the last.
+        (0.1, [4, 3, 1, 0]),
+    ],
+)
+def test_the_published_rule_ranks_revealed_positions_too(rescored, left):
+    """Four positions, T = 4, scores 0.9, 0.8, 0.7, 0.2: forward 0 reveals the first, which then scores `rescored`."""
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.2])
 
-    class Forgets:
+    class Rescoring:
         def __call__(self, ids, where, present=None):
             row, column = where.nonzero(as_tuple=True)
-            p = torch.where(ids[row, 0] == MASK, first[column], second[column])
-            return torch.stack([p, 1 - p], 1).log() if VOCABULARY == 2 else pad(p)
-
-    def pad(p):
-        # the rest is spread over eight tokens, so that even 0.1 is the best of a row
-        out = ((1 - p) / 9)[:, None].expand(-1, VOCABULARY + 1).log().clone()
-        out[:, 1], out[:, MASK] = p.log(), -torch.inf
-        return out
+            p = torch.where((column == 0) & (ids[row, 0] != MASK), rescored, scores[column])
+            # The rest is spread over many tokens, so that even 0.1 is the best.
+            logits = ((1 - p) / 30)[:, None].repeat(1, 31).log()
+            logits[:, 1], logits[:, MASK] = p.log(), -torch.inf
+            return logits
 
     def masked_left(sampler):
         frames = []
         ids, fixed = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.bool)
-        _, forwards = run(sampler, ids, fixed, steps=4, denoise=Forgets(), temperature=0.0, callback=frames.append)
-        return [int(frame.masked.sum()) for frame in frames], int(forwards)
+        run(sampler, ids, fixed, steps=4, denoise=Rescoring(), temperature=0.0, callback=frames.append)
+        return [int(frame.masked.sum()) for frame in frames]
 
-    assert masked_left("confidence") == ([4, 3, 2, 1, 0], 4)
-    # t = 2: rank 2 of (0.1, 0.2, 0.7, 0.8) is 0.7: two at once. t = 1: rank 1 is 0.2: the last.
-    assert masked_left("published_confidence") == ([4, 3, 1, 0], 3)
+    assert masked_left("published_confidence") == left
+    assert masked_left("confidence") == [4, 3, 2, 1, 0]
 
 
 def test_the_published_random_order_reveals_with_probability_one_over_what_is_left():
@@ -506,12 +510,13 @@ def test_inverse_cdf_never_lands_on_weight_zero():
     assert inverse_cdf(wide, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [300, 700]
 
 
-def test_an_ulp_in_the_logits_does_not_swap_tokens():
+def test_rounding_of_the_logits_does_not_swap_tokens():
     """Two tokens of nearly equal weight keep their places in the CDF whichever is larger."""
     logits = torch.full((1, 300), -5.0)
     logits[0, 10] = logits[0, 200] = 3.0
     other = logits.clone()
-    other[0, 200] = torch.nextafter(other[0, 200], torch.tensor(9.0))
+    logits[0, 10] += 1e-6
+    other[0, 200] += 1e-6
     for u in (0.2, 0.8):
         uniform = torch.tensor([u], dtype=torch.float64)
         assert draw(logits, uniform, 1.0, 0.9).tokens.tolist() == draw(other, uniform, 1.0, 0.9).tokens.tolist()

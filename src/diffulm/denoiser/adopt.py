@@ -55,8 +55,10 @@ def adopt(
             raise Refused(name, found.probe.reason)
         if found.mask.new:
             _give_mask_row(model, tokenizer, found.mask.id)
-    model.config.diffulm = found.record.to_dict()
-    return Denoiser(model, found.record, found.record.additive_mask), tokenizer
+    parent = parent_of(model) if isinstance(source, torch.nn.Module) else name
+    record = replace(found.record, parent=parent)
+    model.config.diffulm = record.to_dict()
+    return Denoiser(model, record, record.additive_mask), tokenizer
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
         bos_token_id=beginning(tokenizer, text, vocabulary, name),
         emit_mask=mask.emit,
         window=window if slides else None,
-        parent=parent_of(model),
     )
     length = min(LENGTH, getattr(text, "max_position_embeddings", None) or LENGTH)
     ids = (uniform(0, torch.arange(length)) * vocabulary).long()[None].to(embedding.device)
@@ -130,9 +131,11 @@ def _give_mask_row(model: Any, tokenizer: Any, index: int) -> None:
             raise BadInput(
                 f"the tokenizer gave {masks.NEW_TOKEN!r} the id {tokenizer.mask_token_id}, not {index}; name a token"
             )
-    used = min(index, model.get_input_embeddings().weight.shape[0])
-    if index >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(index + 1, mean_resizing=False)
+    weight = model.get_input_embeddings().weight
+    used = min(index, len(weight))
+    if index >= len(weight):
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # it draws all the same
+            model.resize_token_embeddings(index + 1, mean_resizing=False)
     with torch.no_grad():
         for layer in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
             layer.weight[index] = layer.weight[:used].float().mean(0).to(layer.weight.dtype)

@@ -50,8 +50,7 @@ def load(
                     f"{source}: is a plain AR checkpoint, not a diffusion model; `diffulm adapt` makes one of it"
                 )
             model, tokenizer, record = _released(place, config, mask_token_id, dtype)
-        if record.additive_mask:
-            model.set_attn_implementation("eager")
+        model.set_attn_implementation("eager" if record.additive_mask else "sdpa")
     record = _checked(record, mask_token_id, model.get_input_embeddings().weight.shape[0], source)
     model.config.diffulm = record.to_dict()
     return Denoiser(model.eval(), record, record.additive_mask), tokenizer
@@ -121,7 +120,7 @@ def _renamed(place: Path, names: tuple[tuple[str, str], ...], dtype: torch.dtype
     config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     config.vocab_size = tensors["embed_tokens.weight"].shape[0]
     config.tie_word_embeddings = config.tie_word_embeddings or "lm_head.weight" not in tensors
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype or torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
     try:
         found = model.load_state_dict({_rename(name, names): t for name, t in tensors.items()}, strict=False)
     except RuntimeError as error:  # a misshapen tensor; its name stands in the last line

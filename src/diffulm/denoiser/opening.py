@@ -86,7 +86,6 @@ def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype or torch.float32,
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

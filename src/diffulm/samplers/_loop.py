@@ -144,7 +144,8 @@ def sample(
         reveal = rule(State(free, masked, step, steps, project, draw_tokens, stream))
         if bool((reveal.where & ~masked).any()) or bool((masked.any(1) & ~reveal.where.any(1)).any()):
             raise RuntimeError("a sampler reveals at least one masked position in every row that has one, and no other")
-        step = (step if reveal.step is None else reveal.step) + masked.any(1)
+        # A finished row stays where it is, whatever the rule says of it.
+        step = torch.where(masked.any(1), (step if reveal.step is None else reveal.step) + 1, step)
         ids, masked = torch.where(reveal.where, reveal.tokens, ids), masked & ~reveal.where
         show()
     return ids, forwards

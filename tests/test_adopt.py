@@ -1,0 +1,353 @@
+"""Adoption: what is taken, what is refused and why, the mask row, and that nothing else changes."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from transformers.utils import logging
+
+from diffulm.denoiser import probe as probing
+from diffulm.denoiser.adopt import adopt, inspect
+from diffulm.denoiser.opening import Refused, open_parent
+from diffulm.denoiser.save import save
+from models import FAMILIES, T5, VOCABULARY, bad, build, ids, tokenizer
+
+# --- the probe ---
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3_mixed", "opt", "cohere"])
+def test_adopted_with_a_boolean_mask(family):
+    denoiser, _ = adopt(build(family))
+    assert not denoiser.additive
+    assert not denoiser.record.additive_mask
+    assert denoiser.record.window == ("keep" if family in ("mistral", "qwen3_mixed") else None)
+    assert denoiser.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gptj"])
+def test_adopted_with_an_additive_mask(family):
+    """sdpa with a boolean mask is silently wrong here; the probe finds the route that is right, and it is recorded."""
+    denoiser, _ = adopt(build(family))
+    assert denoiser.additive
+    assert denoiser.record.additive_mask
+    assert denoiser.model.config.diffulm["additive_mask"] is True
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("bloom", "its forward takes no 4-D attention mask"),
+        ("mamba", "its forward takes no 4-D attention mask"),
+        ("gpt_neo", "it can only look left"),
+        ("bert", "differ from its own forward"),  # looks both ways already
+    ],
+)
+def test_refused_by_the_probe(family, reason):
+    with bad(f"^{type(build(family)).__name__}: cannot be used: .*{reason}"):
+        adopt(build(family))
+
+
+def blind(model):
+    """A layer that takes no notice of the mask it is given and looks left, as some attention kernels do."""
+    attention = model.model.layers[0].self_attn
+    right = attention.forward
+
+    def forward(hidden_states, *args, attention_mask=None, **options):
+        length = hidden_states.shape[1]
+        return right(hidden_states, *args, attention_mask=torch.ones(1, 1, length, length).tril().bool(), **options)
+
+    attention.forward = forward
+
+
+def leaking(model):
+    """A matrix is read as if it were all True; without one it is causal."""
+    attention = model.model.layers[1].self_attn
+    right = attention.forward
+
+    def forward(hidden_states, *args, attention_mask=None, **options):
+        if attention_mask is not None:
+            attention_mask = torch.ones_like(attention_mask)
+        return right(hidden_states, *args, attention_mask=attention_mask, **options)
+
+    attention.forward = forward
+
+
+def scaled(model):
+    """With a matrix the logits are 5% too large: no token moves that should not."""
+    right = model.forward
+
+    def forward(input_ids=None, attention_mask=None, position_ids=None, **options):
+        out = right(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **options)
+        if attention_mask is not None:
+            out.logits = 1.05 * out.logits
+        return out
+
+    model.forward = forward
+
+
+class Numbered(torch.nn.Linear):
+    """An output embedding for which the place of a row matters."""
+
+    def forward(self, hidden):
+        return super().forward(hidden) + torch.arange(hidden.shape[-2])[:, None]
+
+
+def numbered(model):
+    model.lm_head.__class__ = Numbered
+
+
+def broken(model):
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (blind, "not only attention mixes its tokens"),
+        (leaking, "does not obey the attention mask"),
+        (scaled, "differ from its own forward by"),
+        (numbered, "its output embedding is special"),
+        (broken, "can only look left"),  # nothing moves where all is NaN
+    ],
+)
+def test_a_lying_model_is_refused(lie, reason):
+    model = build("llama")
+    lie(model)
+    with bad(reason):
+        adopt(model)
+    found = inspect(model)
+    assert (found.adoptable, found.kind) == (False, "autoregressive")
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize("window", ["keep", "lift"])
+def test_what_happens_beyond_the_window_is_probed(window, monkeypatch):
+    """The real window is far longer than the probe: only the twin with a small one can show the lie."""
+    adopt(build("mistral", sliding_window=32), window=window)
+    honest = probing.tiny_twin
+
+    def twin(model, window):
+        """A twin whose own forward knows of no window, whatever its config says."""
+        made = honest(model, window)
+        right, causal = made.forward, torch.ones(1, 1, probing.LENGTH, probing.LENGTH).tril().bool()
+        made.forward = lambda **options: right(**{"attention_mask": causal} | options)
+        return made
+
+    monkeypatch.setattr(probing, "tiny_twin", twin)
+    with bad("beyond its sliding window"):
+        adopt(build("mistral", sliding_window=32), window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3_mixed"])
+def test_the_probe_works_in_16_bits(family, dtype):
+    denoiser, _ = adopt(build(family).to(dtype))
+    assert denoiser(ids()).dtype == dtype
+    model = build(family).to(dtype)
+    for layer in getattr(model, "model", model).modules():  # attention weights of nothing: no token is seen at all
+        if type(layer).__name__.endswith("Attention"):
+            for weight in layer.parameters():
+                torch.nn.init.zeros_(weight)
+    with bad("can only look left"):
+        adopt(model)
+
+
+# --- what is not a decoder ---
+
+
+def test_what_is_no_decoder_is_refused(tmp_path):
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5))
+    headless = transformers.GPT2Model(transformers.GPT2Config(**FAMILIES["gpt2"][1]))
+    for model in (t5, headless):
+        with bad("not a decoder with a language-model head"):
+            adopt(model)
+    with bad("Linear: is not a model of transformers"):
+        adopt(torch.nn.Linear(2, 2))
+    transformers.T5Config(**T5).save_pretrained(tmp_path / "t5")
+    transformers.ViTConfig().save_pretrained(tmp_path / "vit")
+    for kind in ("t5", "vit"):
+        with bad(f"it is a {kind} model, not a decoder"):
+            adopt(tmp_path / kind)
+        assert inspect(tmp_path / kind).reason == f"it is a {kind} model, not a decoder with a language-model head"
+
+
+def test_a_refused_instance_stays_as_it_was():
+    model, words = build("llama"), tokenizer()
+    leaking(model)
+    model.set_attn_implementation("eager")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    config = model.config.to_dict()
+    with bad("does not obey"):
+        adopt(model, words)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert (model.config.to_dict(), model.config._attn_implementation) == (config, "eager")
+    assert words.mask_token is None
+
+
+def test_arguments_that_do_not_fit():
+    with bad("window='wide': it can be 'keep' or 'lift'"):
+        adopt(build("mistral"), window="wide")
+    with bad("its tokenizer has 70 tokens, its embedding only 64 rows"):
+        adopt(build("llama"), tokenizer(70))
+    with bad("scratch needs a folder or hub id"):
+        adopt(build("llama"), scratch=1)
+    denoiser, _ = adopt(build("llama"))
+    with bad("is a diffusion model already"):
+        adopt(denoiser.model)
+
+
+# --- the mask row ---
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+def test_a_new_row_is_the_mean_and_draws_nothing(family):
+    models = [build(family) for _ in range(2)]
+    with torch.no_grad():
+        for model in models:
+            if getattr(model.get_output_embeddings(), "bias", None) is not None:
+                model.get_output_embeddings().bias.copy_(torch.arange(VOCABULARY))
+    states = []
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        denoiser, _ = adopt(model)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert denoiser.record.mask_token_id == VOCABULARY
+        assert denoiser.vocabulary == model.config.vocab_size == VOCABULARY + 1
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for layer in (models[0].get_input_embeddings(), models[0].get_output_embeddings()):
+        torch.testing.assert_close(layer.weight[-1], layer.weight[:-1].mean(0))
+        if getattr(layer, "bias", None) is not None:
+            assert layer.bias[-1] == (VOCABULARY - 1) / 2
+    tied = models[0].get_input_embeddings().weight is models[0].get_output_embeddings().weight
+    assert tied == build(family).config.tie_word_embeddings
+
+
+def test_a_padding_row_of_the_embedding_is_used():
+    model, words = build("llama"), tokenizer(40)
+    original = model.get_input_embeddings().weight.clone()
+    denoiser, words = adopt(model, words)
+    weight = model.get_input_embeddings().weight
+    assert denoiser.record.mask_token_id == words.mask_token_id == 40
+    assert (words.mask_token, len(words)) == ("<|mask|>", 41)
+    assert denoiser.vocabulary == VOCABULARY
+    torch.testing.assert_close(weight[40], original[:40].mean(0))
+    assert torch.equal(weight[41:], original[41:])
+
+
+def test_the_parent_is_named_where_it_has_a_name(tmp_path, monkeypatch):
+    denoiser, _ = adopt(build("llama"))
+    assert denoiser.record.parent is None
+    build("llama").save_pretrained(tmp_path / "ar")
+    denoiser, words = adopt(str(tmp_path / "ar"))
+    assert denoiser.record.parent == str(tmp_path / "ar")
+    assert words is None
+    monkeypatch.chdir(tmp_path)
+    assert adopt("ar")[0].record.parent == "ar"  # as it was given, not where this machine keeps it
+    loaded = open_parent("ar", None, None)[0]
+    assert adopt(loaded)[0].record.parent == "ar"
+
+
+def test_scratch_is_the_same_architecture_from_a_seed(tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, again, other = (open_parent(tmp_path, None, None, scratch=seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [m.model.layers[0].mlp.up_proj.weight for m in (one, again, other, build("llama"))]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
+
+
+# --- inspect ---
+
+
+def test_inspect_changes_nothing_and_tells_all(tmp_path):
+    model = build("mistral")
+    model.set_attn_implementation("eager")
+    before, rows = json.dumps(model.config.to_dict(), default=str), len(model.get_input_embeddings().weight)
+    found = inspect(model)
+    assert (found.kind, found.adoptable, found.reason) == ("autoregressive", True, None)
+    assert json.dumps(model.config.to_dict(), default=str) == before
+    assert model.config._attn_implementation == "eager"
+    assert len(model.get_input_embeddings().weight) == rows
+    build("gemma2").save_pretrained(tmp_path)
+    tokenizer(special=("<unused0>",)).save_pretrained(tmp_path)
+    facts = inspect(str(tmp_path), tokens=1000).as_dict()
+    json.dumps(facts)  # what the command line prints
+    assert facts["model"] == str(tmp_path)
+    assert facts["architecture"] == "Gemma2ForCausalLM"
+    assert facts["parameters"] == sum(p.numel() for p in build("gemma2").parameters())
+    assert facts["layers"] == {"full_attention": None, "sliding_attention": 5}
+    assert facts["mask_token"] == "the reserved special token '<unused0>'"
+    assert facts["cost"]["flops"] == 6 * facts["parameters"] * 1000
+    assert facts["probe"]["backend"] == "eager, additive float mask"
+    assert all(facts["probe"][key] for key in ("full", "causal", "mirrored", "where", "window"))
+
+
+def test_inspect_does_not_convert_a_bfloat16_folder(tmp_path, monkeypatch):
+    build("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        "diffulm.denoiser.adopt.probe", lambda d, own, ids: seen.append(own.dtype) or probing.probe(d, own, ids)
+    )
+    assert inspect(tmp_path).adoptable
+    assert seen == [torch.bfloat16]
+    denoiser, _ = adopt(tmp_path)
+    assert denoiser.model.dtype == torch.float32
+
+
+def test_inspect_of_what_is_there_and_what_is_not(tmp_path):
+    for missing in (tmp_path / "no", str(tmp_path / "no"), "no-such-model", "no/such-model"):
+        with bad("no such folder"):
+            inspect(missing)
+    (tmp_path / "empty").mkdir()
+    with bad("has no config.json"):
+        inspect(tmp_path / "empty")
+    build("bloom").save_pretrained(tmp_path / "bloom")
+    found = inspect(tmp_path / "bloom")
+    assert not found.adoptable
+    assert found.reason.startswith("its forward takes no 4-D attention mask (")
+    build("llama").save_pretrained(tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    found = inspect(tmp_path / "torn")
+    assert not found.adoptable
+    assert "cannot be read as safetensors" in found.reason
+    save(*adopt(build("llama")), tmp_path / "ours")
+    found = inspect(tmp_path / "ours")
+    assert (found.kind, found.adoptable, found.mask_token) == ("diffusion", True, "id 64, attention full")
+    with bad("is a diffusion model already"):
+        adopt(tmp_path / "ours")
+
+
+def test_refusals_can_be_told_apart():
+    with pytest.raises(Refused) as caught:
+        adopt(build("bloom"))
+    assert caught.value.reason in str(caught.value)
+
+
+# --- quiet ---
+
+
+def test_transformers_keeps_quiet_and_its_verbosity(tmp_path, capfd):
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        denoiser, words = adopt(build("gptj"), tokenizer())  # a resize, and an attention that cannot be set
+        save(denoiser, words, tmp_path / "out")
+        inspect(tmp_path / "out")
+        build("llama").save_pretrained(tmp_path / "ar")
+        capfd.readouterr()
+        adopt(tmp_path / "ar")
+        with bad("cannot be used"):
+            adopt(build("mamba"))
+        assert capfd.readouterr() == ("", "")
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
