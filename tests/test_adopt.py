@@ -153,6 +153,14 @@ def test_the_probe_works_in_16_bits(family, dtype):
         adopt(model)
 
 
+def test_rounding_is_no_influence():
+    base = torch.linspace(-3, 3, 64).view(2, 32)
+    for dtype, moved in ((torch.float32, 1e-3), (torch.bfloat16, 0.2)):
+        rounded = base * (1 + torch.finfo(dtype).eps)  # one unit in the last place
+        assert not probing._moved(rounded[None], base, dtype).any()
+        assert probing._moved((base + moved)[None], base, dtype).all()
+
+
 # --- what is not a decoder ---
 
 
@@ -175,14 +183,13 @@ def test_what_is_no_decoder_is_refused(tmp_path):
 def test_a_refused_instance_stays_as_it_was():
     model, words = build("llama"), tokenizer()
     leaking(model)
-    model.set_attn_implementation("eager")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config = model.config.to_dict()
     with bad("does not obey"):
         adopt(model, words)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert (model.config.to_dict(), model.config._attn_implementation) == (config, "eager")
+    assert (model.config.to_dict(), model.config._attn_implementation) == (config, "sdpa")
     assert words.mask_token is None
 
 

@@ -86,7 +86,9 @@ def test_fill_keeps_the_surroundings_and_the_batch_does_not_matter(denoiser, mon
 def test_the_parent_reads_the_left_side_only(model):
     blocks = (torch.arange(3 * 30).reshape(3, 30) * 7) % 59
     tasks = infilling.tasks_from_blocks(blocks, 5, margin=4)
-    changed = [Task((*task.ids[: task.stop], *(0 for _ in task.ids[task.stop :])), task.start, task.stop) for task in tasks]
+    changed = [
+        Task((*task.ids[: task.stop], *(0 for _ in task.ids[task.stop :])), task.start, task.stop) for task in tasks
+    ]
     one, two = infilling.continue_left(model, tasks), infilling.continue_left(model, changed)
     for task, a, b in zip(tasks, one.ids, two.ids, strict=True):
         assert a[: task.stop] == b[: task.stop] and a[task.stop :] == task.ids[task.stop :]

@@ -60,7 +60,7 @@ def tasks_from_code(
     margin = 6
     found = []
     for text in _functions(sources):
-        ids = (bos, *tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = (bos, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if hole + 4 * margin <= len(ids) <= longest:
             found.append(ids)
     chosen = [found[i * len(found) // count] for i in range(min(count, len(found)))] if len(found) > count else found
@@ -121,10 +121,19 @@ def continue_left(parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 
         for task in tasks:
             left = torch.tensor([task.ids[: task.start]], device=parent.device)
             size = task.stop - task.start
+            drawing = (
+                {"do_sample": True, "num_return_sequences": best_of, "top_k": 0}
+                if best_of > 1
+                else {"do_sample": False}
+            )
             out = parent.generate(
-                left, attention_mask=torch.ones_like(left), max_new_tokens=size, min_new_tokens=size,
-                do_sample=best_of > 1, num_return_sequences=best_of, top_k=0, top_p=1.0, pad_token_id=0,
-            )  # fmt: skip
+                left,
+                attention_mask=torch.ones_like(left),
+                max_new_tokens=size,
+                min_new_tokens=size,
+                pad_token_id=0,
+                **drawing,
+            )
             right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(out), -1)
             whole = torch.cat([out, right], 1)
             done.append(tuple((_best(parent, whole) if best_of > 1 else whole[0]).tolist()))

@@ -16,6 +16,7 @@ import torch
 from diffulm.canvas import Hole
 from diffulm.data import stdlib
 from diffulm.denoiser.adopt import adopt, inspect
+from diffulm.denoiser.opening import open_parent
 from diffulm.evaluation import infilling
 from diffulm.evaluation.infilling import Filled, Task
 from diffulm.lm import DiffusionLM, load
@@ -133,11 +134,7 @@ def show_one(lm: DiffusionLM, tasks: list[Task]) -> None:
 
 def compare(tasks: list[Task], mine: DiffusionLM, shipped: DiffusionLM) -> dict[str, dict[str, float]]:
     """One row a model: token accuracy in the holes (and its standard error), share that parses, tokens a second."""
-    from transformers import AutoModelForCausalLM
-
-    from diffulm.denoiser.files import locate
-
-    parent = AutoModelForCausalLM.from_pretrained(locate("pocket-ar"), dtype=torch.float32)
+    parent, _, _ = open_parent("pocket-ar", None, None)
     filled = (
         infilling.continue_left(parent, tasks),
         infilling.fill(mine.denoiser, tasks, STEPS),
