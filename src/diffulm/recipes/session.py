@@ -141,6 +141,9 @@ def make_trainer(
         save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # several GPUs are for torchrun: DataParallel's threads would lose what is asked for
     micro, accumulation = split_batch(config, args.world_size)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, accumulation
     samples = Samples(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -84,9 +84,7 @@ class DiffusionTrainer(Trainer):
         return 6 * sum(p.numel() for p in self.denoiser.model.parameters()) * inputs["ids"].numel()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(
-            train_dataset if train_dataset is not None else self.train_dataset
-        )  # the order is in Samples
+        return SequentialSampler(cast(Any, train_dataset or self.train_dataset))  # Samples is in the run's own order
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
