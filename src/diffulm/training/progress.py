@@ -18,8 +18,10 @@ class ProgressLine(TrainerCallback):
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.printed = 0.0
+        self.step, self.since = 0, time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.step, self.since = state.global_step, time.monotonic()
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
         columns = (
@@ -39,32 +41,39 @@ class ProgressLine(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        self._show(state, f"loss {logs['loss']:.3f}")
+        now = time.monotonic()
+        rate = (state.global_step - self.step) * self.tokens_a_step / max(now - self.since, 1e-9)
+        self.step, self.since = state.global_step, now
+        left = (state.max_steps - state.global_step) * self.tokens_a_step / max(rate, 1e-9)
+        self._show(state, f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s", f", {_clock(left)} left")
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        self.printed = 0.0
         shown = [f"{k.removeprefix('eval_')} {v:.3f}" for k, v in (metrics or {}).items() if isinstance(v, float)]
-        self._show(state, "held-out " + ", ".join(shown))
+        text = f"step {state.global_step}: held-out {', '.join(shown)}"
+        if self.bar:
+            self.bar.console.print(text)
+        elif state.is_world_process_zero:
+            print(f"{self.what}: {text}", file=self.console.file, flush=True)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar:
             self.bar.stop()
 
-    def _show(self, state: TrainerState, text: str) -> None:
+    def _show(self, state: TrainerState, text: str, left: str) -> None:
         if not state.is_world_process_zero:
             return
-        seen = state.global_step * self.tokens_a_step
+        seen = f"{state.global_step * self.tokens_a_step / 1e6:.2f}M tokens"
         if self.bar:
-            if text.startswith("held-out"):
-                self.bar.console.print(f"step {state.global_step}: {text}")
-            else:
-                self.bar.update(self.task, text=f"{text}  {seen / 1e6:.2f}M tokens")
+            self.bar.update(self.task, text=f"{seen}, {text}")
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
-            print(
-                f"{self.what}: step {state.global_step}/{state.max_steps}, {seen / 1e6:.2f}M tokens, {text}",
-                file=self.console.file,
-            )
-            self.console.file.flush()
+            at = f"step {state.global_step}/{state.max_steps}, {seen}"
+            print(f"{self.what}: {at}, {text}{left}", file=self.console.file, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
