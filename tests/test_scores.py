@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from models import build
 
 from diffulm import bounds, visibility
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.tile import tiled
+from models import build
 
 TOKENS = 6
 
