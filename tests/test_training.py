@@ -76,7 +76,9 @@ def test_a_run_leaves_what_it_promises(finished):
     report = json.loads((finished / "report.json").read_text())
     assert report["steps"] == 24 and report["tokens"] == 24 * 12 * 32
     assert report["bound"] < rows[0]["eval_bound"], "24 steps on 119 sentences of 20 words must help"
-    record = json.loads((finished / "config.json").read_text())["diffulm"]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["use_cache"], "Trainer switches it off in the config of the model that it trains"
+    record = config["diffulm"]
     assert record["shift"] and record["attention"] == "full" and record["bos_token_id"] == 0
     assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.bin"))
     pickles = [file.name for file in finished.rglob("*.pth")] + [file.name for file in finished.rglob("*.pt")]

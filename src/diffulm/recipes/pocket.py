@@ -53,7 +53,8 @@ tags: [diffulm, python, {name}]
 # {name}
 
 {kind}: {parameters:,} parameters (LLaMA architecture, vocabulary 2,048, byte-level BPE of its own, context 256), made by
-DiffuLM so that its demo and tests have a real model without a download. It knows Python's standard library and nothing else.
+DiffuLM so that its demo and tests have a real model without a download. It knows Python's standard library and nothing
+else. Every text it was trained on begins with `<|endoftext|>`; DiffuLM puts it there, with plain transformers you do.
 
 - Data: the source of the standard library of {library[python]} without its tests, {library[modules]} modules,
   {library[bytes]:,} bytes, sha256 `{library[sha256]}`; about 5% of the modules, by a hash of their path, held out.
@@ -176,9 +177,8 @@ def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> 
         BadInput: a run that is not finished, or models that are there already.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from diffulm.denoiser.load import load
+    from diffulm.denoiser.opening import open_parent
     from diffulm.denoiser.save import write_model
 
     for run in (Path(parent), Path(child)):
@@ -187,8 +187,8 @@ def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> 
     for name in ("pocket-ar", "pocket"):
         if (Path(assets) / name).exists():
             raise BadInput(f"{Path(assets) / name}: is there already; delete it to ship again")
-    model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.bfloat16)
-    write_model(model, AutoTokenizer.from_pretrained(parent), Path(assets) / "pocket-ar", None)
+    model, words, _ = open_parent(parent, None, torch.bfloat16)
+    write_model(model, words, Path(assets) / "pocket-ar", None)
     denoiser, words = load(child, dtype=torch.bfloat16)
     record = {**denoiser.record.to_dict(), "parent": "pocket-ar"}
     write_model(denoiser.model, words, Path(assets) / "pocket", record)

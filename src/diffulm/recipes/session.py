@@ -140,6 +140,7 @@ def make_trainer(
         logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
         save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
+        use_cache=getattr(denoiser.config, "use_cache", True),  # Trainer writes it into the config, which is the parent's
     )  # fmt: skip
     args._n_gpu = min(
         args.n_gpu, 1
