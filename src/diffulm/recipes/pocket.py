@@ -177,6 +177,7 @@ def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> 
         BadInput: a run that is not finished, or models that are there already.
     """
     import torch
+
     from diffulm.denoiser.load import load
     from diffulm.denoiser.opening import open_parent
     from diffulm.denoiser.save import write_model
@@ -204,7 +205,7 @@ def card(name: str, run: Path) -> str:
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     library = stdlib.fingerprint()
     kind = (
-        "a masked-diffusion language model adapted from `pocket-ar`" if "bound" in report else "an autoregressive model"
+        "A masked-diffusion language model adapted from `pocket-ar`" if "bound" in report else "An autoregressive model"
     )
     losses = {
         "any-order bound": report.get("bound"),
