@@ -1,7 +1,7 @@
 # make demo | test | test-all | lint | format | pocket      (each sets itself up first)
 #
 #   TORCH_SPEC   which torch, e.g. TORCH_SPEC="torch==2.13.0+cpu"
-#   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url ADDRESS" for another build of torch
 #   PYTHON       the interpreter the environment is made with (3.11 or later)
 #   PYTEST_ARGS  handed to pytest, e.g. PYTEST_ARGS="tests/test_cli.py -x"
 
