@@ -17,6 +17,7 @@ from diffulm.canvas import Hole
 from diffulm.data import stdlib
 from diffulm.denoiser.adopt import adopt, inspect
 from diffulm.denoiser.opening import open_parent
+from diffulm.denoiser.quiet import quietly
 from diffulm.evaluation import infilling
 from diffulm.evaluation.infilling import Filled, Task
 from diffulm.lm import DiffusionLM, load
@@ -134,7 +135,8 @@ def show_one(lm: DiffusionLM, tasks: list[Task]) -> None:
 
 def compare(tasks: list[Task], mine: DiffusionLM, shipped: DiffusionLM) -> dict[str, dict[str, float]]:
     """One row a model: token accuracy in the holes (and its standard error), share that parses, tokens a second."""
-    parent, _, _ = open_parent("pocket-ar", None, None)
+    with quietly():
+        parent, _, _ = open_parent("pocket-ar", None, None)
     filled = (
         infilling.continue_left(parent, tasks),
         infilling.fill(mine.denoiser, tasks, STEPS),
