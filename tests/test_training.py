@@ -46,7 +46,14 @@ def home(tmp_path_factory) -> Path:
 def settings(home: Path, out: Path, **more) -> dict:
     """24 steps of 12 canvases of 32 positions, logged every 4, saved at every log line."""
     made = {"model": str(home / "parent"), "data": str(home / "text.jsonl"), "out": str(out), "tokens": 24 * 12 * 32}
-    made |= {"length": 32, "global_batch": 12, "logging_steps": 4, "save_seconds": 0, "eval_blocks": 4}
+    made |= {
+        "learning_rate": 5e-3,
+        "length": 32,
+        "global_batch": 12,
+        "logging_steps": 4,
+        "save_seconds": 0,
+        "eval_blocks": 4,
+    }
     return made | {"eval_every": 8, "eval_samples": 2, "device": "cpu", **more}
 
 
