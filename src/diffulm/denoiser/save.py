@@ -28,7 +28,7 @@ def save(denoiser: Denoiser, tokenizer: Any, path: str | Path) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, record: dict[str, Any] | None, state: Any = None) -> None:
@@ -56,10 +56,11 @@ def _write_record(file: Path, record: dict[str, Any] | None) -> None:
 def flush(folder: Path) -> None:
     """fsync every file and the folder, so that a rename after it never publishes a torn checkpoint."""
     for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """fsync a file, or a folder: its renames are then on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from diffulm.denoiser.files import newest_checkpoint
-from diffulm.denoiser.save import flush
+from diffulm.denoiser.save import sync
 from diffulm.errors import BadInput
 
 # What may differ between two commands of the same run: where it lies, on what it runs, how it is watched.
@@ -96,14 +96,15 @@ class RunFolder:
         return newest
 
     def publish(self, write_model: Callable[[Path], None]) -> None:
-        """The final model to the root, file by file, config.json last: before that the root is no checkpoint."""
+        """The final model to the root, file by file, config.json last: before that the root is no checkpoint.
+        write_model leaves its files flushed, as `denoiser.save.write_model` does."""
         partial = self.path / "final.tmp"
         shutil.rmtree(partial, ignore_errors=True)
         write_model(partial)
-        flush(partial)
         for file in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
             os.replace(file, self.path / file.name)
         partial.rmdir()
+        sync(self.path)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch.utils.data import SequentialSampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from diffulm.denoiser.denoiser import Denoiser
-from diffulm.denoiser.save import flush, write_model
+from diffulm.denoiser.save import flush, sync, write_model
 from diffulm.objective import ratio
 from diffulm.training.curriculum import Curriculum, Samples
 from diffulm.training.run_folder import RunFolder
@@ -115,7 +115,7 @@ class DiffusionTrainer(Trainer):
             shutil.rmtree(root / name)
         os.rename(saving / name, root / name)
         saving.rmdir()
-        flush_folder(root)
+        sync(root)
         old = sorted((p for p in root.glob("checkpoint-*")), key=lambda p: int(p.name.split("-")[1]))
         for path in old[: -(keep or 1)]:
             shutil.rmtree(path, ignore_errors=True)
@@ -157,15 +157,6 @@ class DiffusionTrainer(Trainer):
         groups = json.loads((Path(checkpoint) / GROUPS).read_text("utf-8"))
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text("utf-8")))
-
-
-def flush_folder(folder: Path) -> None:
-    """fsync the folder itself: its renames are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Pace(TrainerCallback):
