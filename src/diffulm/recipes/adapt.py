@@ -123,7 +123,7 @@ def carry_out(config: AdaptConfig) -> dict[str, Any]:
         print(f"{folder.path}: this run is finished already; nothing was done")
         return report
     from diffulm.data.documents import sources
-    from diffulm.recipes.session import open_model, train
+    from diffulm.recipes.train import open_model, train
 
     for data in (config.data, config.eval_data):
         if data is not None:
