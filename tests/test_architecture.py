@@ -30,7 +30,7 @@ PLUG_INS = ("samplers", "families", "cli")
 # Pure maths: importable and readable without the Hugging Face libraries.
 TORCH_AT_MOST = {name for name, layer in LAYER.items() if layer == 0} | {"canvas", "samplers"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "rich.live")
-VERBS = sorted(path.stem for path in (PACKAGE / "cli").glob("[!_]*.py"))
+VERBS = sorted(path.stem.rstrip("_") for path in (PACKAGE / "cli").glob("[!_]*.py"))
 
 
 def dotted(path: Path) -> str:

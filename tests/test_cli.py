@@ -258,7 +258,7 @@ def inspected(monkeypatch):
         asked.append((model, mask_token))
         return found
 
-    stand_in(monkeypatch, "diffulm.denoiser.adopt", inspect=look)
+    stand_in(monkeypatch, "diffulm.recipes.inspect", inspect=look)
     return SimpleNamespace(found=found, asked=asked)
 
 

@@ -10,12 +10,12 @@ import torch
 import diffulm
 from diffulm.data import stdlib
 from diffulm.data.blocks import build
-from diffulm.denoiser.adopt import inspect
 from diffulm.errors import BadInput
 from diffulm.evaluation import infilling, likelihood
 from diffulm.recipes import demo, pocket
 from diffulm.recipes.adapt import AdaptConfig
 from diffulm.recipes.config import resolve
+from diffulm.recipes.inspect import inspect
 
 CODE = "def add(a, b):\n    return <hole:3>\n"
 

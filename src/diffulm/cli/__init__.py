@@ -35,7 +35,8 @@ def application() -> typer.Typer:
     app.callback()(_top)
     for module in iter_modules(__path__):
         if not module.name.startswith("_"):
-            app.command(module.name)(getattr(import_module(f"{__name__}.{module.name}"), module.name))
+            verb = getattr(import_module(f"{__name__}.{module.name}"), module.name)
+            app.command(module.name.rstrip("_"))(verb)  # `import_`: Python keeps the word to itself
     return app
 
 

@@ -18,8 +18,8 @@ def inspect(
 
     Attention probe, identity check, size, cost. Exit code 2 when it cannot be adapted.
     """
-    from diffulm.denoiser.adopt import inspect as look
     from diffulm.errors import BadInput
+    from diffulm.recipes.inspect import inspect as look
 
     with _common.only_result() as out:
         found = look(model, mask_token=mask_token)

@@ -15,7 +15,7 @@ import torch
 
 from diffulm.canvas import Hole
 from diffulm.data import stdlib
-from diffulm.denoiser.adopt import adopt, inspect
+from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.opening import open_parent
 from diffulm.denoiser.quiet import quietly
 from diffulm.evaluation import infilling
@@ -23,6 +23,7 @@ from diffulm.evaluation.infilling import Filled, Task
 from diffulm.lm import DiffusionLM, load
 from diffulm.recipes.adapt import AdaptConfig, carry_out
 from diffulm.recipes.config import resolve
+from diffulm.recipes.inspect import inspect
 from diffulm.training.report import table, write_report
 from diffulm.training.run_folder import read_metrics
 from diffulm.watch import watching
