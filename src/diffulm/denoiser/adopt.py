@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffulm.denoiser import layers
 from diffulm.denoiser import mask_token as masks
-from diffulm.denoiser.denoiser import Denoiser, evaluating, layer_windows
+from diffulm.denoiser.denoiser import Denoiser, evaluating
 from diffulm.denoiser.opening import Refused, beginning, first_line, open_parent, parent_of
-from diffulm.denoiser.probe import LENGTH, Probe, probe
+from diffulm.denoiser.probe import LENGTH, Probe, moved, probe
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
@@ -74,7 +75,7 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
         raise Refused(name, f"its tokenizer has {len(tokenizer)} tokens, its embedding only {vocabulary} rows")
     mask = masks.choose(tokenizer, vocabulary, mask_token)
     text = model.config.get_text_config(decoder=True)
-    slides = any(size is not None for size in layer_windows(text).values())
+    slides = any(size is not None for size in layers.windows(text).values())
     record = Record(
         mask_token_id=mask.id,
         bos_token_id=beginning(tokenizer, text, vocabulary, name),
@@ -83,12 +84,22 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
     )
     length = min(LENGTH, getattr(text, "max_position_embeddings", None) or LENGTH)
     ids = (uniform(0, torch.arange(length)) * vocabulary).long()[None].to(embedding.device)
+    pair = ids.repeat(2, 1)
+    pair[1, -1] = (pair[1, -1] + 1) % vocabulary
     try:
         with evaluating(model):
-            own = model(input_ids=ids).logits
+            own = model(input_ids=pair).logits
     except Exception as error:  # whatever a foreign forward raises is the reason to report
         raise Refused(name, f"its forward does not run on token ids alone ({first_line(error)})") from None
-    return Examined(*_measured(model, record, own, ids, name), mask)
+    if moved(own[1].float(), own[0].float(), embedding.dtype)[:-1].any():
+        raise Refused(
+            name, "its own forward looks at tokens to the right: it is not autoregressive, there is nothing to adapt"
+        )
+    own = own[:1]
+    record, found = _measured(model, record, own, ids, name)
+    if found.left_layers:
+        record = replace(record, notes=record.notes | {"left_layers": found.left_layers})
+    return Examined(record, found, mask)
 
 
 def _measured(model: Any, record: Record, own: Tensor, ids: Tensor, name: str) -> tuple[Record, Probe]:
@@ -102,7 +113,8 @@ def _measured(model: Any, record: Record, own: Tensor, ids: Tensor, name: str) -
             noted = replace(record, notes={"additive_mask": True} if additive else {})
             tried.append((noted, probe(Denoiser(model, noted, additive), own, ids)))
         except Exception as error:  # of the two the second speaks of the mask; the first may lack a kernel
-            reason = f"its forward takes no 4-D attention mask ({first_line(error)})"
+            what = "it is recurrent, and its" if getattr(model, "_is_stateful", False) else "its"
+            reason = f"{what} forward takes no 4-D attention mask ({first_line(error)})"
             continue
         if tried[-1][1].reason is None:
             return tried[-1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffulm import visibility
+from diffulm.denoiser import layers
 from diffulm.denoiser.record import Record
 from diffulm.shapes import Bool, Float, Int
 
@@ -123,17 +124,6 @@ def unwrap(model: nn.Module) -> Any:
     return model
 
 
-def layer_windows(config: Any) -> dict[str, int | None]:
-    """Layer type -> sliding window (None: sees everything). One entry: all layers are alike."""
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return {kind: (window if "sliding" in kind else None) for kind in dict.fromkeys(kinds)}
-    return {"full_attention" if window is None else "sliding_attention": window}
-
-
 class Denoiser:
     """A Hugging Face decoder read as a denoiser of masked tokens.
 
@@ -147,7 +137,7 @@ class Denoiser:
         self.model = unwrap(model)
         self.record = record
         self.additive = additive
-        self.windows = layer_windows(self.config)
+        self.windows = layers.windows(self.config)
         takes = inspect.signature(self.model.forward).parameters
         self._takes_positions = "position_ids" in takes
         self._head_is_last: bool | None = None
@@ -253,7 +243,7 @@ class Denoiser:
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             options["past_key_values"] = cache
-        options["attention_mask"] = self._mask(visible, positions, ids.shape[1], past, ids.device)
+        options["attention_mask"] = self._mask(visible, positions, ids, past)
         if self._takes_positions:
             if positions is None:
                 positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
@@ -263,10 +253,9 @@ class Denoiser:
         with _asking(self.model.get_output_embeddings(), request):
             return self.module(input_ids=ids, **options).logits
 
-    def _mask(
-        self, visible: Tensor | None, positions: Tensor | None, length: int, past: int, device: torch.device
-    ) -> Any:
-        """The 4-D mask, one a layer type where the architecture mixes sliding and full layers."""
+    def _mask(self, visible: Tensor | None, positions: Tensor | None, ids: Tensor, past: int) -> Any:
+        """The 4-D mask; one a kind of layer where the architecture mixes them; None where no layer takes any."""
+        length, device = ids.shape[1], ids.device
         if visible is None:
             visible = self.default_visible(past + length, device)[past:]
         expected = (length, past + length)
@@ -276,12 +265,19 @@ class Denoiser:
                 f"not {visible.dtype} {tuple(visible.shape)}"
             )
         visible = visible.to(device)
-        masks = {}
+        found = self.windows.keys()
+        if found <= layers.UNMASKED:
+            return None
+        if positions is None or past:
+            positions = torch.arange(past + length, device=device)
+        masks: dict[str, Any] = {}
+        if found & (layers.UNMASKED | layers.PARALLEL):  # such families look for these two names, whatever they have
+            masks = {"linear_attention": None, layers.FULL: self._as_argument(visible, len(ids))}
         for kind, size in self.windows.items():
             seen = visible
             if size is not None and self.record.window != "lift":
-                seen = visible & _near(size, positions, length, past, device)
-            masks[kind] = self._as_argument(seen)
+                seen = visible & layers.within(kind, size, positions)[..., past:, :]
+            masks[kind] = None if kind in layers.UNMASKED else self._as_argument(seen, len(ids))
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def default_visible(self, length: int, device: torch.device) -> Tensor:
@@ -290,12 +286,12 @@ class Denoiser:
             return visibility.block_causal(length, self.record.block_size, device=device)
         return visibility.full(length, device=device)
 
-    def _as_argument(self, visible: Tensor) -> Tensor:
+    def _as_argument(self, visible: Tensor, rows: int) -> Tensor:
         mask = visible[None, None] if visible.dim() == 2 else visible[:, None]
-        if not self.additive:
-            return mask
-        dtype = self.model.get_input_embeddings().weight.dtype
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        if self.additive:
+            dtype = self.model.get_input_embeddings().weight.dtype
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask.expand(rows, -1, -1, -1)  # some families insist; a view, it takes no memory
 
     def _chunkable(self) -> bool:
         """Whether the logits are exactly the output embedding's output (no soft-cap, no scale after it): measured once."""
@@ -312,10 +308,3 @@ class Denoiser:
                 request = _Request(torch.ones_like(ids, dtype=torch.bool), watch)
                 self._head_is_last = torch.equal(self._forward(ids, None, None, None, request), seen[0])
         return self._head_is_last
-
-
-def _near(size: int, positions: Tensor | None, length: int, past: int, device: torch.device) -> Tensor:
-    """Who is within a sliding window of `size`: by position where they are given (they may restart or repeat)."""
-    if positions is None or past:
-        return visibility.window(past + length, size, device=device)[past:]
-    return (positions[:, :, None] - positions[:, None, :]).abs() < size

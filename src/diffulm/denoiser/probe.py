@@ -1,21 +1,35 @@
 """Who can look at whom, measured: change a token, see which outputs move, compare with the matrix that was asked for."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffulm import visibility
+from diffulm.denoiser import layers
 from diffulm.denoiser.denoiser import Denoiser, evaluating
+from diffulm.denoiser.twin import twin_of
+from diffulm.errors import BadInput
 from diffulm.randomness import uniform
 from diffulm.shapes import Bool
 
 LENGTH = 12  # positions of the probe on the real weights: three forwards of a few rows, seconds even for 7B
+BLOCK = 4  # positions a block, where the block-causal matrix is probed
+LAYER_LENGTH = 6  # positions where each layer is looked at by itself
 # How far our logits may be from the parent's, in standard deviations of the logits. Another kernel gives 4e-6 in float32
 # and 2e-2 in bfloat16; a wrong mask 0.05 and more with random weights, several units with trained ones.
 IDENTITY_LIMIT, COARSE_LIMIT = 0.01, 0.15
+
+# What a layer does with a matrix.
+OBEYS = "both sides"  # looks where the matrix lets it
+PARALLEL = "both sides, left always"  # looks right where the matrix lets it, and left whatever it says
+LEFT = "left always"  # looks left whatever the matrix says: a recurrence
+CAUSAL = "left"  # takes what the matrix hides, but never looks right
+NOTHING = "nowhere"  # mixes no tokens
+LEAKS = "hidden tokens"  # looks right where a causal matrix forbids it
 
 
 @dataclass(frozen=True)
@@ -25,11 +39,14 @@ class Probe:
     full: bool  # under full visibility an earlier output moves with a later token
     causal: bool  # under a causal matrix none does
     mirrored: bool  # under a mirrored causal matrix no later output moves with an earlier token
+    block: bool  # under a block-causal matrix a later token moves its own block and none before it
     identity: float
     where: bool  # logits asked for at some positions are the rows of the whole
-    window: bool | None  # identity and influence beyond the sliding window, on a tiny twin; None: no window
+    window: bool | str | None  # identity and influence beyond window or chunk, on a tiny twin, or why it could not be
+    # measured; None: every layer sees all
     backend: str
     limit: float = IDENTITY_LIMIT
+    layers: tuple[tuple[str, str], ...] | None = None  # (kind, how it looks) of each; None: could not be told apart
 
     @property
     def reason(self) -> str | None:
@@ -38,15 +55,39 @@ class Probe:
             return "an output moves with a token that a causal matrix hides: it does not obey the attention mask"
         if not self.full:
             return "no earlier output moves with a later token under full visibility: it can only look left"
-        if not self.mirrored:
-            return "an output moves with a token to its left that the matrix hides: not only attention mixes its tokens"
         if not self.identity <= self.limit:  # NaN is refused, too
             return f"under a causal matrix its logits differ from its own forward by {self.identity:.1e} deviations"
+        if fault := next((f for f in map(_fault, range(len(self.layers or ())), self.layers or ()) if f), None):
+            return fault
+        if not self.mirrored and not self.left_layers:
+            return "an output moves with a token to its left that the matrix hides: not only attention mixes its tokens"
+        if not self.block:
+            return "under a block-causal matrix a block does not see itself and what is before it, and nothing else"
         if not self.where:
             return "logits asked for at some positions differ from those of the whole: its output embedding is special"
+        if isinstance(self.window, str):
+            return f"what it does beyond its window could not be measured: {self.window}"
         if self.window is False:
-            return "beyond its sliding window it does not follow the windowed mask"
+            return "beyond its sliding window or chunk it does not follow the matrix of that layer"
         return None
+
+    @property
+    def left_layers(self) -> list[int]:
+        """The layers that look left whatever the matrix says: the recurrent ones of a hybrid."""
+        return [i for i, (_, look) in enumerate(self.layers or ()) if look in (LEFT, PARALLEL)]
+
+
+def _fault(index: int, layer: tuple[str, str]) -> str | None:
+    """What is wrong with a layer, or None. Recurrent layers may look left always, if the config says that they are."""
+    kind, look = layer
+    declared = kind in layers.UNMASKED | layers.PARALLEL
+    if look in (OBEYS, NOTHING) or (declared and look in (LEFT, PARALLEL)):
+        return None
+    what = {
+        CAUSAL: "can only look left",
+        LEAKS: "sees tokens that a causal matrix hides",
+    }.get(look, "sees tokens to its left that the matrix hides: not only attention mixes its tokens")
+    return f"layer {index} ({kind}) {what}"
 
 
 def probe_ids(denoiser: Denoiser, length: int, seed: int = 0) -> Tensor:
@@ -67,11 +108,11 @@ def influence(denoiser: Denoiser, length: int, visible: Tensor | None = None, se
     ids[at + 1, at] = other[at + 1, at]
     with evaluating(denoiser.model):
         out = denoiser.rows(ids, visible).float()
-    return _moved(out[1:], out[0]).T.cpu()
+    return moved(out[1:], out[0]).T.cpu()
 
 
-def _moved(out: Tensor, base: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(k, q): largest change over the vocabulary, beyond what rounding could give.
+def moved(out: Tensor, base: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(..., q) bool: largest change over the vocabulary, beyond what rounding could give.
 
     In float32 other rows of a batch may be rounded by another kernel, several times over; in 16 bits such a difference
     is seldom, and a wider margin would hide what is looked for.
@@ -83,14 +124,15 @@ def _moved(out: Tensor, base: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 def probe(denoiser: Denoiser, own_logits: Tensor, ids: Tensor) -> Probe:
     """Attention probe and identity check on the real weights, and beyond the window on a tiny twin.
 
-    ids (1, L); own_logits (1, L, V): what the parent itself says to them. One forward of six rows: two texts, that differ
-    at one end, under each of three matrices.
+    ids (1, L); own_logits (1, L, V): what the parent itself says to them. One forward of eight rows: two texts, that differ
+    at one end, under each of four matrices; two more that look at each layer by itself.
     """
     length, dtype = ids.shape[1], denoiser.model.get_input_embeddings().weight.dtype
     causal = visibility.causal(length, device=ids.device)
-    matrices = torch.stack([causal, causal, torch.ones_like(causal), torch.ones_like(causal), causal.T, causal.T])
-    rows = ids.repeat(6, 1)
-    for row, column in ((1, -1), (3, -1), (5, 0)):
+    blocks = visibility.block_causal(length, BLOCK, device=ids.device)
+    matrices = torch.stack([m for m in (causal, torch.ones_like(causal), causal.T, blocks) for _ in range(2)])
+    rows = ids.repeat(8, 1)
+    for row, column in ((1, -1), (3, -1), (5, 0), (7, -1)):
         rows[row, column] = (rows[row, column] + 1) % denoiser.vocabulary
     # the parent has its window and every token, whatever the record makes of it
     plain = Denoiser(denoiser.model, replace(denoiser.record, window="keep", emit_mask=True), denoiser.additive)
@@ -101,74 +143,126 @@ def probe(denoiser: Denoiser, own_logits: Tensor, ids: Tensor) -> Probe:
         some = plain(ids, causal, where).float()
     own, scale = own_logits[0].float(), own_logits.float().std().clamp_min(1e-12)
     limit = IDENTITY_LIMIT if dtype == torch.float32 else COARSE_LIMIT
-    by_causal, by_full, by_mirrored = (_moved(out[i + 1 : i + 2], out[i], dtype)[0] for i in (0, 2, 4))
+    by_causal, by_full, by_mirrored, by_blocks = (moved(out[i + 1 : i + 2], out[i], dtype)[0] for i in (0, 2, 4, 6))
+    last = (length - 1) // BLOCK * BLOCK  # where the last block begins
     return Probe(
         # a window hides the last token from the first rows: any earlier row will do
         full=bool(by_full[:-1].any()),
         causal=not bool(by_causal[:-1].any()),
         mirrored=not bool(by_mirrored[1:].any()),
+        block=not bool(by_blocks[:last].any()) and (last == length - 1 or bool(by_blocks[last:-1].any())),
         identity=float((out[0] - own).abs().max() / scale),
         where=bool((some - out[0, [0, length - 2]]).abs().max() / scale <= limit),
-        window=_window_holds(denoiser),
+        window=_beyond_window(denoiser),
         backend="eager, additive float mask" if denoiser.additive else "sdpa, boolean mask",
         limit=limit,
+        layers=looks(denoiser),
     )
 
 
-def _window_holds(denoiser: Denoiser) -> bool | None:
+def _beyond_window(denoiser: Denoiser) -> bool | str | None:
     """On a tiny twin with a window of 4 and 12 positions: identity under causal, and the right influence under full."""
-    if all(size is None for size in denoiser.windows.values()):
+    special = denoiser.windows.keys() - {layers.FULL} - layers.UNMASKED - layers.PARALLEL
+    if not special:
         return None
-    model = tiny_twin(denoiser.model, window=4)
-    record = denoiser.record.with_vocabulary(model.config.get_text_config(decoder=True).vocab_size)
-    twin = Denoiser(model, record, denoiser.additive)
-    kept = Denoiser(model, replace(record, window="keep"), denoiser.additive)
+    try:
+        model = twin_of(denoiser.model.config)
+    except BadInput as error:
+        return str(error)
+    model.set_attn_implementation(denoiser.model.config._attn_implementation)
+    twin = Denoiser(
+        model, denoiser.record.with_vocabulary(model.get_input_embeddings().weight.shape[0]), denoiser.additive
+    )
+    kept = Denoiser(model, replace(twin.record, window="keep"), denoiser.additive)
     ids = probe_ids(twin, LENGTH)
     with evaluating(model):
         own = model(input_ids=ids).logits
         ours = kept.rows(ids, visibility.causal(LENGTH))
     if not float((own - ours).abs().max() / own.std().clamp_min(1e-12)) <= IDENTITY_LIMIT:
         return False
+    if twin.windows.keys() & (layers.UNMASKED | layers.PARALLEL):
+        return True  # how far a recurrence carries is not known in advance
     full = visibility.full(LENGTH)
     return torch.equal(influence(twin, LENGTH, full), expected_influence(twin, full))
 
 
 def expected_influence(denoiser: Denoiser, visible: Bool[Tensor, "l l"]) -> Bool[Tensor, "l l"]:
-    """What `influence` must be for a model that obeys `visible` and the record's window, layer by layer."""
-    kinds = getattr(denoiser.config, "layer_types", None) or [next(iter(denoiser.windows))]
-    if len(kinds) == 1:
-        kinds = kinds * denoiser.config.num_hidden_layers
+    """What `influence` must be for a model whose layers all obey `visible` and the record's window, layer by layer."""
     reached = torch.eye(len(visible), dtype=torch.bool)
-    for kind in kinds:
+    positions = torch.arange(len(visible))
+    for kind in layers.kinds(denoiser.config):
         size = None if denoiser.record.window == "lift" else denoiser.windows[kind]
-        seen = visible if size is None else visible & visibility.window(len(visible), size)
+        seen = visible if size is None else visible & layers.within(kind, size, positions)
         # a residual stream carries what a row has already
         reached = ((seen | torch.eye(len(visible), dtype=torch.bool)).float() @ reached.float()) > 0
     return reached
 
 
-TWIN = {
-    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "vocab_size": 64, "max_position_embeddings": 64,
-}  # fmt: skip
+def looks(denoiser: Denoiser) -> tuple[tuple[str, str], ...] | None:
+    """(kind, how it looks) of each layer: what it makes of a row when its own input moves at one end of it.
+
+    Two forwards for all layers: in the second row i of each group is disturbed at the input of layer i. In float32 only.
+    None where the layers cannot be told apart or do not run once each.
+    """
+    modules = layers.decoder_layers(denoiser.model)
+    kinds = layers.kinds(denoiser.config)
+    if modules is None or len(modules) != len(kinds) or denoiser.model.dtype != torch.float32:
+        return None
+    causal = visibility.causal(LAYER_LENGTH, device=denoiser.device)
+    groups = ((torch.ones_like(causal), -1), (causal.T, 0), (causal, 0), (causal, -1))  # matrix, what is disturbed
+    matrices = torch.stack([matrix for matrix, _ in groups for _ in modules])
+    ids = probe_ids(denoiser, LAYER_LENGTH).repeat(len(matrices), 1)
+    passes = []
+    for disturbed in (False, True):
+        with evaluating(denoiser.model), _watching(modules, [at for _, at in groups], disturbed) as outputs:
+            denoiser.rows(ids, matrices)
+        if not all(len(output) == 1 for output in outputs):
+            return None
+        passes.append([output[0] for output in outputs])
+    found = []
+    for kind, before, after in zip(kinds, *passes, strict=True):
+        margin = 64 * torch.finfo(torch.float32).eps * before.abs().amax(-1)  # experts meet rows in groups of any size
+        moved = (after - before).abs().amax(-1) > margin
+        right, always, left, leaks = (
+            bool(moved[i, 1 + at : LAYER_LENGTH + at].any()) for i, at in enumerate((-1, 0, 0, -1))
+        )
+        found.append((kind, _look(right, always, left, leaks)))
+    return tuple(found)
 
 
-def tiny_twin(model: Any, window: int) -> Any:
-    """The same class and wiring with random weights: a few layers (every layer type kept), width 32, the given window."""
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config(decoder=True)
-    kinds = getattr(text, "layer_types", None)
-    for name, value in TWIN.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(text, name, 0)
-    if kinds:
-        text.layer_types = list(dict.fromkeys(kinds))
-    text.num_hidden_layers = len(text.layer_types) if kinds else 2
-    text.sliding_window = window
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        twin = type(model)(config).float().eval()
-    twin.set_attn_implementation(model.config._attn_implementation)
-    return twin
+def _look(right: bool, always: bool, left: bool, leaks: bool) -> str:
+    if leaks:
+        return LEAKS
+    if right:
+        return PARALLEL if always else OBEYS
+    return LEFT if always else CAUSAL if left else NOTHING
+
+
+@contextmanager
+def _watching(modules: list[nn.Module], ends: list[int], disturbed: bool) -> Iterator[list[list[Tensor]]]:
+    """For each layer: its outputs (groups, L, d) for the rows that are its own, which are `i + group * layers`."""
+    count = len(modules)
+    outputs: list[list[Tensor]] = [[] for _ in modules]
+
+    def before(index: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        given = args[0] if args else options["hidden_states"]
+        changed = given.clone()
+        for group, at in enumerate(ends):
+            row = changed[index + group * count, at]
+            row += 3 * given.std() * (2 * uniform(index, torch.arange(len(row), device=row.device)) - 1).to(row.dtype)
+        return ((changed, *args[1:]), options) if args else (args, options | {"hidden_states": changed})
+
+    def after(index: int, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        outputs[index].append(hidden[index::count].detach().clone())
+
+    handles = []
+    for i, module in enumerate(modules):
+        if disturbed:
+            handles.append(module.register_forward_pre_hook(lambda _m, a, k, i=i: before(i, a, k), with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda _m, _a, output, i=i: after(i, output)))
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
