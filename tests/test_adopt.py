@@ -7,10 +7,12 @@ import torch
 import transformers
 from transformers.utils import logging
 
+from diffulm import visibility
 from diffulm.denoiser import probe as probing
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.opening import Refused, open_parent
 from diffulm.denoiser.save import save
+from diffulm.denoiser.tile import tiled
 from diffulm.recipes.inspect import inspect
 from models import FAMILIES, T5, VOCABULARY, bad, build, ids, tokenizer
 
@@ -340,3 +342,70 @@ def test_transformers_keeps_quiet_and_its_verbosity(tmp_path, capfd):
         assert logging.is_progress_bar_enabled()
     finally:
         logging.set_verbosity_warning()
+
+
+# --- parents that do not lie in one piece in this machine's memory ---
+
+# Where each part of a tiny LLaMA lies, and where its weights are when nobody looks.
+SPREAD = {
+    "a layer on disk": {"model.layers.1": "disk"},
+    "embedding and head on disk": {"model.embed_tokens": "disk", "lm_head": "disk"},
+}
+
+
+@pytest.mark.parametrize("away", SPREAD.values(), ids=SPREAD)
+def test_a_parent_spread_over_devices_is_not_moved(away, tmp_path):
+    model = build("llama")
+    model.save_pretrained(tmp_path / "ar")
+    tokens = ids(vocabulary=VOCABULARY - 1)
+    parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(parts, "cpu") | away
+    spread = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ar", device_map=places, offload_folder=tmp_path / "off", dtype=torch.float32
+    )
+    before = {name: p.device.type for name, p in spread.named_parameters()}
+    assert set(before.values()) == {"cpu", "meta"}
+    denoiser, _ = adopt(spread, tokenizer(special=("<mask>",), mask_token="<mask>"))
+    assert {name: p.device.type for name, p in spread.named_parameters()} == before
+    assert spread.hf_device_map == places
+    with torch.no_grad():
+        causal = visibility.causal(tokens.shape[1])
+        assert torch.equal(
+            denoiser.rows(tokens, causal), model(input_ids=tokens).logits
+        )  # the same kernels: the same bits
+        where = denoiser.predictable(tokens)
+        assert torch.isfinite(denoiser.cross_entropy(tokens, tokens[where], where)).all()
+    assert torch.isfinite(tiled(denoiser)(tokens, where)[:, 0]).all()
+
+
+def test_no_mask_row_for_an_embedding_that_is_away(tmp_path):
+    build("llama").save_pretrained(tmp_path / "ar")
+    places = {"model.embed_tokens": "disk", "model.layers": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+    spread = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ar", device_map=places, offload_folder=tmp_path / "off"
+    )
+    with bad("its embedding is offloaded, so it cannot be given a mask row; name a token"):
+        adopt(spread, tokenizer())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_parent_stays_quantised(bits, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra `quantised` is not installed")
+    # blocks of 64 weights share a scale, so a width of 32 would not do
+    build("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "ar")
+    config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ar", quantization_config=config, device_map="cpu", dtype=torch.float32
+    )
+    tokens = ids()
+    with torch.no_grad():
+        own = model(input_ids=tokens).logits
+    kind = bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt
+    quantised = [name for name, module in model.named_modules() if isinstance(module, kind)]
+    assert len(quantised) == 14
+    denoiser, _ = adopt(model)
+    assert [name for name, module in model.named_modules() if isinstance(module, kind)] == quantised
+    ours = denoiser.causal_view(tokens)[..., :VOCABULARY]
+    # 8 bits: activations are quantised by what else is in the batch; the probe's own limit for coarse arithmetic
+    assert float((ours - own).abs().max() / own.std()) < (1e-4 if bits == 4 else probing.COARSE_LIMIT)

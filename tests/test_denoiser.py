@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import DynamicCache
 
 from diffulm import visibility
@@ -15,7 +16,7 @@ from diffulm.denoiser import denoiser as module
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser, evaluating
 from diffulm.denoiser.probe import influence
-from models import VOCABULARY, WINDOW, WINDOWS, build, ids
+from models import LLAMA, VOCABULARY, WINDOW, WINDOWS, build, ids
 
 LENGTH = 14  # beyond the reach of two sliding layers: 2 * (WINDOW - 1) = 8
 REQUIRED = ("gpt2", "llama", "mistral", "qwen2", "qwen2_windowed", "qwen3_mixed")
@@ -392,3 +393,25 @@ def test_a_wrapper_is_called_and_its_model_asked():
     assert wrapper.calls == 1  # one root call; nothing is measured again for each wrapped copy
     assert torch.equal(loss, denoiser.cross_entropy(tokens, tokens[where], where))
     assert Denoiser(wrapper, denoiser.record).model is denoiser.model
+
+
+MOE = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
+
+
+def test_the_load_balancing_loss_stays_as_the_parent_had_it():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**MOE, router_aux_loss_coef=0.5)).eval()
+    tokens = ids()
+    with evaluating(model):
+        own = model(input_ids=tokens)  # causal, its own way
+    denoiser, _ = adopt(model)
+    assert model.config.output_router_logits  # the checkpoint says what the parent's said
+    where = denoiser.predictable(tokens)
+    ce, balance = denoiser.training_losses(tokens, tokens[where], where, visibility.causal(tokens.shape[1]))
+    assert torch.allclose(balance, 0.5 * own.aux_loss, rtol=1e-5)  # another kernel for the same matrix
+    assert torch.equal(ce, denoiser.cross_entropy(tokens, tokens[where], where, visibility.causal(tokens.shape[1])))
+    balance.backward()
+    assert model.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
+    model.config.output_router_logits = False
+    assert denoiser.training_losses(tokens, tokens[where], where)[1] is None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffulm.denoiser import layers
 from diffulm.denoiser import mask_token as masks
-from diffulm.denoiser.denoiser import Denoiser, evaluating
+from diffulm.denoiser.denoiser import Denoiser, evaluating, input_device
 from diffulm.denoiser.opening import Refused, beginning, first_line, open_parent, parent_of
 from diffulm.denoiser.probe import LENGTH, Probe, moved, probe
 from diffulm.denoiser.quiet import quietly
@@ -74,6 +74,11 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
     if tokenizer is not None and len(tokenizer) > vocabulary:
         raise Refused(name, f"its tokenizer has {len(tokenizer)} tokens, its embedding only {vocabulary} rows")
     mask = masks.choose(tokenizer, vocabulary, mask_token)
+    if mask.new and (embedding.device.type == "meta" or not embedding.is_floating_point()):
+        where = "offloaded" if embedding.device.type == "meta" else "quantised"
+        raise Refused(
+            name, f"its embedding is {where}, so it cannot be given a mask row; name a token it has as mask_token"
+        )
     text = model.config.get_text_config(decoder=True)
     slides = any(size is not None for size in layers.windows(text).values())
     record = Record(
@@ -83,7 +88,7 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
         window=window if slides else None,
     )
     length = min(LENGTH, getattr(text, "max_position_embeddings", None) or LENGTH)
-    ids = (uniform(0, torch.arange(length)) * vocabulary).long()[None].to(embedding.device)
+    ids = (uniform(0, torch.arange(length)) * vocabulary).long()[None].to(input_device(model))
     pair = ids.repeat(2, 1)
     pair[1, -1] = (pair[1, -1] + 1) % vocabulary
     try:

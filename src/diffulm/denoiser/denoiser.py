@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffulm import visibility
-from diffulm.denoiser import layers
+from diffulm.denoiser import experts, layers
 from diffulm.denoiser.record import Record
 from diffulm.shapes import Bool, Float, Int
 
@@ -48,7 +48,9 @@ def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     request = _request.get()
     if request is None:
         return None
-    hidden: Tensor = args[0][request.rows]
+    hidden: Tensor = args[0][
+        request.rows.to(args[0].device)
+    ]  # of a model spread over devices the head may be on another
     request.hidden = hidden
     return (hidden[:0], *args[1:])
 
@@ -92,7 +94,7 @@ def cross_entropy_of(targets: Tensor, forbidden: int | None, vocabulary: int) ->
             logits = head(part).float()
             if forbidden is not None:
                 logits[:, forbidden] = float("-inf")
-            return F.cross_entropy(logits, wanted, reduction="none")
+            return F.cross_entropy(logits, wanted.to(logits.device), reduction="none")
 
         size = max(1, CHUNK_ELEMENTS // vocabulary)
         if len(hidden) <= size:
@@ -124,6 +126,14 @@ def unwrap(model: nn.Module) -> Any:
     return model
 
 
+def input_device(model: Any) -> torch.device:
+    """Where the ids go: to the embedding, or, when accelerate keeps its weights elsewhere, to where it will run."""
+    embedding = model.get_input_embeddings()
+    if embedding.weight.device.type != "meta":
+        return embedding.weight.device
+    return torch.device(embedding._hf_hook.execution_device)
+
+
 class Denoiser:
     """A Hugging Face decoder read as a denoiser of masked tokens.
 
@@ -140,6 +150,7 @@ class Denoiser:
         self.windows = layers.windows(self.config)
         takes = inspect.signature(self.model.forward).parameters
         self._takes_positions = "position_ids" in takes
+        self._takes_routers = "output_router_logits" in takes
         self._head_is_last: bool | None = None
 
     def on(self, module: Any) -> "Denoiser":
@@ -155,7 +166,7 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     @property
     def vocabulary(self) -> int:
@@ -205,6 +216,22 @@ class Denoiser:
             return self._forward(ids, visible, positions, None, request)
         return F.cross_entropy(self(ids, visible, where, positions).float(), targets, reduction="none")
 
+    def training_losses(
+        self,
+        ids: Int[Tensor, "b l"],
+        targets: Int[Tensor, "n"],
+        where: Bool[Tensor, "b l"],
+        visible: Bool[Tensor, "..."] | None = None,
+        positions: Int[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "n"], Tensor | None]:
+        """(`cross_entropy`, the parent's own load-balancing loss, weighted; None where it had none)."""
+        balance = experts.balancing(self.model)
+        if balance is None:
+            return self.cross_entropy(ids, targets, where, visible, positions), None
+        with experts.recording(self.model) as routers:
+            ce = self.cross_entropy(ids, targets, where, visible, positions)
+        return ce, balance(routers[-1])
+
     def causal_view(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
         """The AR reading of the same weights: next-token logits (B, L, V), row i for token i + 1, as the parent gives them."""
         logits = self.rows(ids, visibility.causal(ids.shape[1], device=ids.device))
@@ -244,6 +271,8 @@ class Denoiser:
         if cache is not None:
             options["past_key_values"] = cache
         options["attention_mask"] = self._mask(visible, positions, ids, past)
+        if self._takes_routers:
+            options["output_router_logits"] = False  # see experts.py
         if self._takes_positions:
             if positions is None:
                 positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
