@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | pocket      (each sets itself up first)
+# make demo | test | test-all | test-oldest | lint | format | pocket      (each sets itself up first)
 #
 #   TORCH_SPEC   which torch, e.g. TORCH_SPEC="torch==2.13.0+cpu"
 #   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url ADDRESS" for another build of torch
@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.diffulm-installed
 
-.PHONY: setup demo test test-all lint format pocket clean
+.PHONY: setup demo test test-all test-oldest lint format pocket clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -34,8 +34,21 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
 
-test-all: setup
+test-all: setup test-oldest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The matrix of decoder families once more, on the oldest transformers that the package supports, in an environment of its own.
+# Its warnings are not errors: they speak of versions that have come since.
+OLDEST := .venv-oldest
+OLDEST_SPEC := transformers==5.4.0 huggingface_hub==1.5.0
+test-oldest: $(OLDEST)/.diffulm-installed
+	$(OLDEST)/bin/python -m pytest -q -W default tests/test_families.py
+
+$(OLDEST)/.diffulm-installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) "$(TORCH_SPEC)"
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[dev]" $(OLDEST_SPEC)
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -55,4 +68,4 @@ pocket: setup
 	$(BIN)/python -m diffulm.recipes.pocket ship runs/pocket-ar runs/pocket
 
 clean:
-	rm -rf $(VENV) dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -106,18 +106,21 @@ HYBRID: dict[str, tuple[dict[str, Any], list[int]]] = {
     "recurrent_gemma": (LLAMA | {"attention_window_size": 5, "num_hidden_layers": 3, "lru_width": 32}, [0, 1]),
 }  # fmt: skip
 
+# As the forward takes a matrix it has no use for, or takes none at all (older versions of transformers).
+RECURRENT = "(it can only look left|it is recurrent)"
+
 # name -> config, the reason
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bert": (SMALL | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
              "its own forward looks at tokens to the right"),
     "bloom": (SMALL | {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "its forward takes no 4-D attention mask"),
-    "falcon_mamba": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2}, "can only look left"),
+    "falcon_mamba": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2}, RECURRENT),
     "gpt_neo": (SMALL | {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64,
                          "attention_types": [[["global", "local"], 1]]}, "can only look left"),
-    "mamba": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2}, "can only look left"),
+    "mamba": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2}, RECURRENT),
     "mamba2": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8,
-                        "n_groups": 1}, "can only look left"),
+                        "n_groups": 1}, RECURRENT),
     "openai-gpt": (GPT2, "its forward takes no 4-D attention mask"),
     "rwkv": (SMALL | {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 64, "attention_hidden_size": 32,
-                      "intermediate_size": 48}, "can only look left"),
+                      "intermediate_size": 48}, RECURRENT),
 }  # fmt: skip

@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from diffulm import visibility
 from diffulm.denoiser import probe as probing
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import evaluating
+from diffulm.denoiser.opening import Refused
 from diffulm.denoiser.probe import LEFT, NOTHING, OBEYS, PARALLEL
 from families import ATTENTION, HYBRID, REFUSED
 from models import bad, ids
 
+# From this version on the forwards of hybrids take a matrix for each kind of layer.
+OLD = Version(transformers.__version__) < Version("5.23")
 LENGTH = 14  # beyond every window here (5), and more than three blocks
 BLOCK = 4
 # Another kernel and another order of summation, in units of the logits' standard deviation; a wrong matrix gives 0.05 and more.
@@ -66,7 +71,13 @@ def test_every_layer_obeys(name):
 @pytest.mark.parametrize("name", HYBRID)
 def test_a_hybrid_says_which_layers_cannot_look_right(name):
     config, left = HYBRID[name]
-    denoiser = check(build(name, config))
+    model = build(name, config)
+    try:
+        denoiser = check(model)
+    except Refused as error:
+        if not OLD:
+            raise
+        pytest.skip(f"not with this transformers: {error.reason}")
     assert denoiser.record.notes["left_layers"] == left
     looks = [look for _, look in probing.looks(denoiser)]
     assert all(look in (LEFT, PARALLEL) if i in left else look in (OBEYS, NOTHING) for i, look in enumerate(looks))
