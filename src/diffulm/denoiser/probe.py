@@ -1,5 +1,6 @@
 """Who can look at whom, measured: change a token, see which outputs move, compare with the matrix that was asked for."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,11 +52,13 @@ class Probe:
     @property
     def reason(self) -> str | None:
         """Why the model is refused, or None."""
+        if not math.isfinite(self.identity):
+            return "its logits are NaN or infinite: weights of a run that diverged, or a damaged file"
         if not self.causal:
             return "an output moves with a token that a causal matrix hides: it does not obey the attention mask"
         if not self.full:
             return "no earlier output moves with a later token under full visibility: it can only look left"
-        if not self.identity <= self.limit:  # NaN is refused, too
+        if self.identity > self.limit:
             return f"under a causal matrix its logits differ from its own forward by {self.identity:.1e} deviations"
         if fault := next((f for f in map(_fault, range(len(self.layers or ())), self.layers or ()) if f), None):
             return fault
@@ -201,30 +204,27 @@ def expected_influence(denoiser: Denoiser, visible: Bool[Tensor, "l l"]) -> Bool
 def looks(denoiser: Denoiser) -> tuple[tuple[str, str], ...] | None:
     """(kind, how it looks) of each layer: what it makes of a row when its own input moves at one end of it.
 
-    Two forwards for all layers: in the second row i of each group is disturbed at the input of layer i. In float32 only.
-    None where the layers cannot be told apart or do not run once each.
+    One forward for all layers, in float32: four rows under four matrices as they are, and the same four once more for each
+    layer, disturbed at its input. None where the layers cannot be told apart or do not run once each.
     """
     modules = layers.decoder_layers(denoiser.model)
     kinds = layers.kinds(denoiser.config)
     if modules is None or len(modules) != len(kinds) or denoiser.model.dtype != torch.float32:
         return None
     causal = visibility.causal(LAYER_LENGTH, device=denoiser.device)
-    groups = ((torch.ones_like(causal), -1), (causal.T, 0), (causal, 0), (causal, -1))  # matrix, what is disturbed
-    matrices = torch.stack([matrix for matrix, _ in groups for _ in modules])
+    ends = (-1, 0, 0, -1)  # where a row is disturbed
+    matrices = torch.stack([torch.ones_like(causal), causal.T, causal, causal]).repeat(len(modules) + 1, 1, 1)
     ids = probe_ids(denoiser, LAYER_LENGTH).repeat(len(matrices), 1)
-    passes = []
-    for disturbed in (False, True):
-        with evaluating(denoiser.model), _watching(modules, [at for _, at in groups], disturbed) as outputs:
-            denoiser.rows(ids, matrices)
-        if not all(len(output) == 1 for output in outputs):
-            return None
-        passes.append([output[0] for output in outputs])
+    with evaluating(denoiser.model), _disturbing(modules, ends) as outputs:
+        denoiser(ids, matrices, where=torch.zeros_like(ids, dtype=torch.bool))  # nothing of the vocabulary
+    if not all(len(output) == 1 for output in outputs):
+        return None
     found = []
-    for kind, before, after in zip(kinds, *passes, strict=True):
-        margin = 64 * torch.finfo(torch.float32).eps * before.abs().amax(-1)  # experts meet rows in groups of any size
-        moved = (after - before).abs().amax(-1) > margin
+    for kind, [(before, after)] in zip(kinds, outputs, strict=True):
+        # kernels round rows of a batch differently, experts meet them in groups of any size
+        moves = (after - before).abs().amax(-1) > 64 * torch.finfo(torch.float32).eps * before.abs().amax(-1)
         right, always, left, leaks = (
-            bool(moved[i, 1 + at : LAYER_LENGTH + at].any()) for i, at in enumerate((-1, 0, 0, -1))
+            bool(m[1 + at : LAYER_LENGTH + at].any()) for m, at in zip(moves, ends, strict=True)
         )
         found.append((kind, _look(right, always, left, leaks)))
     return tuple(found)
@@ -239,27 +239,29 @@ def _look(right: bool, always: bool, left: bool, leaks: bool) -> str:
 
 
 @contextmanager
-def _watching(modules: list[nn.Module], ends: list[int], disturbed: bool) -> Iterator[list[list[Tensor]]]:
-    """For each layer: its outputs (groups, L, d) for the rows that are its own, which are `i + group * layers`."""
-    count = len(modules)
-    outputs: list[list[Tensor]] = [[] for _ in modules]
+def _disturbing(modules: list[nn.Module], ends: tuple[int, ...]) -> Iterator[list[list[tuple[Tensor, Tensor]]]]:
+    """For each layer and call of it: what comes out (groups, L, d) of the first rows, and of those disturbed at its input,
+    which are the next after those of the layers before it."""
+    groups = len(ends)
+    outputs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in modules]
+
+    def own(index: int) -> slice:
+        return slice((index + 1) * groups, (index + 2) * groups)
 
     def before(index: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         given = args[0] if args else options["hidden_states"]
         changed = given.clone()
-        for group, at in enumerate(ends):
-            row = changed[index + group * count, at]
-            row += 3 * given.std() * (2 * uniform(index, torch.arange(len(row), device=row.device)) - 1).to(row.dtype)
+        noise = 2 * uniform(index, torch.arange(given.shape[-1], device=given.device)) - 1
+        changed[own(index)][range(groups), ends] += 3 * given.std() * noise.to(given.dtype)
         return ((changed, *args[1:]), options) if args else (args, options | {"hidden_states": changed})
 
     def after(index: int, output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
-        outputs[index].append(hidden[index::count].detach().clone())
+        outputs[index].append((hidden[:groups].clone(), hidden[own(index)].clone()))
 
     handles = []
     for i, module in enumerate(modules):
-        if disturbed:
-            handles.append(module.register_forward_pre_hook(lambda _m, a, k, i=i: before(i, a, k), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(lambda _m, a, k, i=i: before(i, a, k), with_kwargs=True))
         handles.append(module.register_forward_hook(lambda _m, _a, output, i=i: after(i, output)))
     try:
         yield outputs
