@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from diffulm import visibility
 from diffulm.denoiser import denoiser as module
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.denoiser import Denoiser, evaluating
+from diffulm.denoiser.denoiser import Clean, Denoiser, evaluating
 from diffulm.denoiser.probe import influence
 from models import LLAMA, VOCABULARY, WINDOW, WINDOWS, build, ids
 
@@ -415,3 +415,75 @@ def test_the_load_balancing_loss_stays_as_the_parent_had_it():
     assert model.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
     model.config.output_router_logits = False
     assert denoiser.training_losses(tokens, tokens[where], where)[1] is None
+
+
+# --- a clean copy beside the canvas: block-causal training ---
+
+CLEAN_FAMILIES = ["gpt2", "llama", "mistral", "qwen3_mixed", "opt", "gemma2"]
+
+
+def masked_canvas(denoiser, tokens, seed=1):
+    """(canvas, where): about half of the free positions masked."""
+    where = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    where[:, 0] = False
+    return tokens.masked_fill(where, denoiser.record.mask_token_id), where
+
+
+def test_clean_context_is_what_it_says():
+    seen = visibility.clean_context(6, 2)
+    block = [0, 0, 1, 1, 2, 2]
+    for q in range(12):
+        for k in range(12):
+            own, other = block[q % 6], block[k % 6]
+            noisy = own == other if k < 6 else other < own
+            clean = k >= 6 and other <= own
+            assert bool(seen[q, k]) == (noisy if q < 6 else clean)
+
+
+@pytest.mark.parametrize("family", CLEAN_FAMILIES)
+def test_blocks_of_one_are_exactly_the_ar_model(family):
+    denoiser, tokens = adopted(family), ids()
+    canvas = torch.full_like(tokens, denoiser.record.mask_token_id)
+    canvas[:, 0] = tokens[:, 0]
+    where = denoiser.predictable(tokens)
+    blocks = denoiser.cross_entropy(canvas, tokens[where], where, clean=Clean(tokens, 1))
+    causal = denoiser.cross_entropy(tokens, tokens[where], where, visibility.causal(LENGTH))
+    assert torch.allclose(blocks, causal, atol=1e-5)  # twice the columns: another order of summation
+    # nothing of the noisy copy is read: the tokens on it do not matter
+    assert torch.equal(blocks, denoiser.cross_entropy(tokens, tokens[where], where, clean=Clean(tokens, 1)))
+
+
+@pytest.mark.parametrize("family", CLEAN_FAMILIES)
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_block_beside_its_clean_copy_is_the_block_after_a_clean_prefix(family, size):
+    """What decoding will see: everything before the block clean, the block noisy, nothing after it."""
+    denoiser, tokens = adopted(family), ids()
+    canvas, where = masked_canvas(denoiser, tokens)
+    together = denoiser(canvas, where=where, clean=Clean(tokens, size))
+    at = where.nonzero()[:, 1]
+    for start in range(0, LENGTH, size):
+        end = min(start + size, LENGTH)
+        prefix = torch.cat([tokens[:, :start], canvas[:, start:end]], 1)
+        inside = where[:, :end] & (torch.arange(end) >= start)
+        alone = denoiser(prefix, visibility.block_causal(end, size), inside)
+        assert torch.allclose(together[(at >= start) & (at < end)], alone, atol=2e-5)  # as above, on logits
+
+
+def test_a_clean_copy_within_a_document():
+    """Documents packed together stay apart: each beside its clean copy as if it were alone."""
+    denoiser, tokens = adopted("llama"), ids()
+    canvas, where = masked_canvas(denoiser, tokens)
+    where[:, 8] = False  # the second document's first token: its BOS
+    cut = torch.tensor([[0] * 8 + [1] * (LENGTH - 8)]).expand_as(tokens)
+    positions = torch.cat([torch.arange(8), torch.arange(LENGTH - 8)]).expand_as(tokens)
+    documents = visibility.same_document(cut)
+    together = denoiser(canvas, documents, where, positions, clean=Clean(tokens, 4))
+    alone = denoiser(canvas[:, 8:], where=where[:, 8:], clean=Clean(tokens[:, 8:], 4))
+    assert torch.allclose(together[where.nonzero()[:, 1] >= 8], alone, atol=2e-5)
+
+
+def test_a_clean_copy_needs_positions():
+    denoiser, tokens = Denoiser(build("llama"), adopted("llama").record), ids()
+    denoiser._takes_positions = False
+    with pytest.raises(ValueError, match="a clean copy needs a family that takes positions"):
+        denoiser(tokens, clean=Clean(tokens, 4))

@@ -63,6 +63,19 @@ def block_causal(length: int, size: int, *, device: Device = None) -> Bool[Tenso
     return column // size <= row // size
 
 
+def clean_context(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "rows rows"]:
+    """(2L, 2L), rows [noisy copy; clean copy] of one text, in blocks of `size`: a noisy row sees its own noisy block and
+    the clean blocks before it, a clean row the clean blocks up to its own. BadInput if size < 1.
+
+    So every block is trained on what it will see when the blocks before it are filled (BD3-LM, arXiv 2503.09573).
+    """
+    _at_least_one("block size", size)
+    row, column = (x // size for x in _rows_and_columns(length, device))
+    nothing = torch.zeros(length, length, dtype=torch.bool, device=device)
+    noisy, clean = torch.cat([row == column, column < row], 1), torch.cat([nothing, column <= row], 1)
+    return torch.cat([noisy, clean])
+
+
 def same_document(documents: Int[Tensor, "b l"]) -> Bool[Tensor, "b l l"]:
     """(B, L) document numbers -> (B, L, L): a row sees the columns of its own document."""
     return documents[:, :, None] == documents[:, None, :]

@@ -34,7 +34,7 @@ Project = Callable[[nn.Module, Tensor], Tensor]
 class _Request:
     """What the output embedding does in the forward that is running in this thread."""
 
-    rows: Tensor  # (B, L) bool, rows whose hidden state is handed over
+    rows: Tensor  # (n,) rows whose hidden state is handed over, counted through the whole batch
     project: Project  # (output embedding, hidden (n, d)) -> what stands in for its output
     hidden: Tensor | None = None
 
@@ -48,9 +48,7 @@ def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | No
     request = _request.get()
     if request is None:
         return None
-    hidden: Tensor = args[0][
-        request.rows.to(args[0].device)
-    ]  # of a model spread over devices the head may be on another
+    hidden: Tensor = args[0].flatten(0, 1)[request.rows.to(args[0].device)]  # the head may be on another device
     request.hidden = hidden
     return (hidden[:0], *args[1:])
 
@@ -134,6 +132,14 @@ def input_device(model: Any) -> torch.device:
     return torch.device(embedding._hf_hook.execution_device)
 
 
+@dataclass(frozen=True)
+class Clean:
+    """The clean text beside a noisy canvas, for block-causal training: see `visibility.clean_context`."""
+
+    ids: Tensor  # (B, L) as the canvas, nothing masked
+    block_size: int
+
+
 class Denoiser:
     """A Hugging Face decoder read as a denoiser of masked tokens.
 
@@ -184,18 +190,23 @@ class Denoiser:
         where: Bool[Tensor, "b l"] | None = None,
         positions: Int[Tensor, "b l"] | None = None,
         cache: Any = None,
+        clean: Clean | None = None,
     ) -> Float[Tensor, "n v"]:
         """Logits of the tokens AT `where`, row-major: (where.sum(), vocabulary).
 
         ids (B, L). visible: bool (L, L) or (B, L, L), row q may look at column k; None = what the record says.
         where: (B, L) bool, default every predictable position (all but 0 with shift). positions: (B, L), default 0..L-1.
         cache: a transformers cache that holds all earlier columns (`DynamicCache()`, which crops no window) and takes the
-        new ones; `visible` is then (L, earlier + L), `positions` default to those after it. The mask token is at -inf
-        unless the record says `emit_mask`. Raises ValueError when `where` asks for position 0 with shift, and for masks
-        that are not bool or of the wrong shape. A row's logits do not depend on its neighbours in the batch.
+        new ones; `visible` is then (L, earlier + L), `positions` default to those after it. clean: the text without masks;
+        each block of the canvas then sees itself and the clean blocks before it, within `visible` where that is given. The
+        mask token is at -inf unless the record says `emit_mask`. Raises ValueError when `where` asks for position 0 with
+        shift, for masks that are not bool or of the wrong shape, and for a clean copy that the family cannot be given. A
+        row's logits do not depend on its neighbours in the batch.
         """
-        rows = self._rows(ids, self.predictable(ids) if where is None else where)
-        logits = self._forward(ids, visible, positions, cache, _Request(rows, row_by_row(rows.sum(1).tolist())))
+        where = self.predictable(ids) if where is None else where
+        request = _Request(self._rows(ids, where, clean), row_by_row(where.sum(1).tolist()))
+        ids, visible, positions = self._beside(ids, visible, positions, clean)
+        logits = self._forward(ids, visible, positions, cache, request)
         return logits if self.record.emit_mask else self._without_mask(logits)
 
     def cross_entropy(
@@ -205,6 +216,7 @@ class Denoiser:
         where: Bool[Tensor, "b l"],
         visible: Bool[Tensor, "..."] | None = None,
         positions: Int[Tensor, "b l"] | None = None,
+        clean: Clean | None = None,
     ) -> Float[Tensor, "n"]:
         """-log p(targets) in nats at `where` (row-major), float32; arguments as in a call.
 
@@ -212,24 +224,21 @@ class Denoiser:
         """
         if self._chunkable():
             forbidden = None if self.record.emit_mask else self.record.mask_token_id
-            request = _Request(self._rows(ids, where), cross_entropy_of(targets, forbidden, self.vocabulary))
+            request = _Request(self._rows(ids, where, clean), cross_entropy_of(targets, forbidden, self.vocabulary))
+            ids, visible, positions = self._beside(ids, visible, positions, clean)
             return self._forward(ids, visible, positions, None, request)
-        return F.cross_entropy(self(ids, visible, where, positions).float(), targets, reduction="none")
+        logits = self(ids, visible, where, positions, clean=clean)
+        return F.cross_entropy(logits.float(), targets, reduction="none")
 
     def training_losses(
-        self,
-        ids: Int[Tensor, "b l"],
-        targets: Int[Tensor, "n"],
-        where: Bool[Tensor, "b l"],
-        visible: Bool[Tensor, "..."] | None = None,
-        positions: Int[Tensor, "b l"] | None = None,
-    ) -> tuple[Float[Tensor, "n"], Tensor | None]:
+        self, ids: Tensor, targets: Tensor, where: Tensor, visible: Tensor | None = None, clean: Clean | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(`cross_entropy`, the parent's own load-balancing loss, weighted; None where it had none)."""
         balance = experts.balancing(self.model)
         if balance is None:
-            return self.cross_entropy(ids, targets, where, visible, positions), None
+            return self.cross_entropy(ids, targets, where, visible, None, clean), None
         with experts.recording(self.model) as routers:
-            ce = self.cross_entropy(ids, targets, where, visible, positions)
+            ce = self.cross_entropy(ids, targets, where, visible, None, clean)
         return ce, balance(routers[-1])
 
     def causal_view(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
@@ -247,17 +256,40 @@ class Denoiser:
             where[:, 0] = False
         return where
 
-    def _rows(self, ids: Tensor, where: Tensor) -> Tensor:
-        """Targets -> rows that predict them. With shift row j - 1 predicts token j: the one place that knows."""
+    def _rows(self, ids: Tensor, where: Tensor, clean: Clean | None = None) -> Tensor:
+        """Targets -> rows that predict them. With shift row j - 1 predicts token j: the one place that knows.
+
+        Beside a clean copy the first token of a block is predicted by the clean row before it, which belongs to the block
+        before and so sees no mask.
+        """
         if where.dtype != torch.bool or where.shape != ids.shape:
             raise ValueError(
                 f"`where` must be bool of shape {tuple(ids.shape)}, not {where.dtype} {tuple(where.shape)}"
             )
-        if not self.record.shift:
-            return where
-        if bool(where[:, 0].any()):
+        if self.record.shift and bool(where[:, 0].any()):
             raise ValueError("position 0 is never predicted by a model with shift: `where` must be False there")
-        return F.pad(where[:, 1:], (0, 1))
+        text, target = where.nonzero(as_tuple=True)
+        row = target - 1 if self.record.shift else target
+        if clean is None:
+            return text * ids.shape[1] + row
+        row = torch.where(row // clean.block_size < target // clean.block_size, row + ids.shape[1], row)
+        return text * 2 * ids.shape[1] + row
+
+    def _beside(
+        self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, clean: Clean | None
+    ) -> tuple[Any, ...]:
+        """(ids, visible, positions) of the rows: the canvas, or the canvas and after it its clean copy."""
+        if clean is None:
+            return ids, visible, positions
+        if not self._takes_positions or self.record.notes.get("left_layers"):
+            raise ValueError("a clean copy needs a family that takes positions, and no layer that looks left always")
+        length = ids.shape[1]
+        doubled = visibility.clean_context(length, clean.block_size, device=ids.device)
+        if visible is not None:
+            doubled = doubled & visible.to(ids.device).repeat(*[1] * (visible.dim() - 2), 2, 2)
+        if positions is None:
+            positions = torch.arange(length, device=ids.device).expand_as(ids)
+        return torch.cat([ids, clean.ids], 1), doubled, positions.repeat(1, 2)
 
     def _without_mask(self, logits: Tensor) -> Tensor:
         at = torch.tensor([self.record.mask_token_id], device=logits.device)
@@ -334,6 +366,6 @@ class Denoiser:
             # not all one token: the row of a padding token may be zero, and zero survives any soft-cap
             ids = (torch.arange(4, device=self.device) % self.vocabulary)[None]
             with evaluating(self.model):
-                request = _Request(torch.ones_like(ids, dtype=torch.bool), watch)
+                request = _Request(torch.arange(ids.numel(), device=ids.device), watch)
                 self._head_is_last = torch.equal(self._forward(ids, None, None, None, request), seen[0])
         return self._head_is_last
