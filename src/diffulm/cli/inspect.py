@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
 import typer
 
 from diffulm.cli import _common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE, NARROW = 70, 50  # columns: the table of cards needs so many; two columns of text do
+
+# What the probe's flags mean, for people; others go by their names.
+SAID = {
+    "full": "looks right where it may",
+    "causal": "never where it may not",
+    "mirrored": "nor left where it may not",
+    "block": "block by block",
+    "where": "logits at some positions only",
+    "window": "beyond its window",
+}
 
 
 def inspect(
@@ -12,22 +30,194 @@ def inspect(
     mask_token: str = typer.Option(
         "auto", "--mask-token", help="auto, new, or a token (id or text) to use as the mask."
     ),
+    tokens: str = typer.Option("1B", "--tokens", help="Of training, for the estimate: 600K, 4M, 1B, ..."),
+    length: int = typer.Option(
+        None, "--length", help="Positions of a canvas.  [default: the context, at most 2048]", show_default=False
+    ),
+    utilisation: float = typer.Option(0.4, "--utilisation", help="The share of a card's peak that training gets."),
+    probe: bool = typer.Option(
+        None,
+        "--probe/--no-probe",
+        help="Measure on the weights, or not at all.  [default: on weights up to 1 GB, else on a tiny twin]",
+        show_default=False,
+    ),
     as_json: bool = _common.JSON,
 ) -> None:
-    """What a model is, and if it can be adapted.
+    """What a model is, if it can be adapted, and what that costs.
 
-    Attention probe, identity check, size, cost. Exit code 2 when it cannot be adapted.
+    Attention probe, identity check, what it can serve, memory, FLOPs, hours. Exit code 2 when it cannot be adapted.
     """
     from diffulm.errors import BadInput
     from diffulm.recipes.inspect import inspect as look
 
     with _common.only_result() as out:
-        found = look(model, mask_token=mask_token)
+        found = look(model, mask_token=mask_token, tokens=tokens, length=length, utilisation=utilisation, probe=probe)
         facts = found.as_dict()
         if as_json:
             _common.write_json(facts, out)
-        elif found.adoptable:
-            _common.write_facts({key: value for key, value in facts.items() if value is not None}, out)
-    if not found.adoptable:
+        elif facts.get("architecture"):
+            show(facts, out)
+    if found.adoptable is False:
         reason = found.reason or "the probe failed"
         raise BadInput(reason if model in reason else f"{model} cannot be adapted: {reason}")
+
+
+def show(facts: dict[str, Any], out: TextIO) -> None:
+    """The document of `Inspection.as_dict` in sections, for terminals of any width."""
+    from rich.console import Console
+
+    console = Console(file=out, highlight=False)
+    _section(console, facts["model"], _model(facts))
+    _section(console, f"verdict: {_verdict(facts)}", _evidence(facts))
+    if facts["serves"]:
+        _section(console, f"serves, {facts['serves']['when']}", _serves(facts["serves"]))
+    if facts["cost"]:
+        _section(console, f"memory, {facts['memory']['length']:,} positions", _memory(facts["memory"]))
+        _cost(console, facts["cost"])
+        assumed = facts["memory"]["assumptions"] | facts["cost"]["assumptions"]
+        _section(console, "assumptions", iter(assumed.items()))
+
+
+def _section(console: Console, title: str, rows: Iterator[tuple[str, str]]) -> None:
+    """A title and names with what is to be said of them: beside each other, on a narrow terminal below."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, never str: what a model's files say is no markup
+    console.print(Text(title, style="bold", overflow="fold"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        said = Text(name, style="dim"), Text(value, overflow="fold")
+        if console.width < NARROW:
+            console.print(said[0], Padding(said[1], (0, 0, 0, 2)), sep="\n")
+        else:
+            table.add_row(*said)
+    if table.row_count:
+        console.print(table)
+    console.print()
+
+
+def _model(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    used, counts, windows = facts["parameters_by_use"], facts["layer_counts"], facts["layers"]
+    yield "architecture", f"{facts['architecture']} ({facts['model_type']})"
+    yield "parameters", f"{facts['parameters']:,}, without embeddings {used['without_embedding']:,}"
+    if used["active"] != facts["parameters"]:
+        yield "active", f"{used['active']:,} for a token: experts take turns"
+    kinds = (
+        f"{n} {kind.replace('_', ' ')}{f' of {windows[kind]:,}' if windows[kind] else ''}" for kind, n in counts.items()
+    )
+    yield "layers", ", ".join(kinds)
+    yield "vocabulary", f"{facts['vocabulary']:,}"
+    yield "context", f"{facts['context']:,}" if facts["context"] else "no limit known"
+    yield "stored", facts["dtype"] + (f", {_bytes(facts['bytes_on_disk'])}" if facts["bytes_on_disk"] else "")
+    fits = {True: ": fits", False: ": more than the vocabulary", None: ""}[facts["tokenizer_fits"]]
+    yield "tokenizer", f"{facts['tokenizer'] or 'none'}{fits}"
+    if facts["mask_token"]:
+        yield "mask token", facts["mask_token"]
+        yield "BOS", f"{facts['bos_token_id']}, {facts['bos_from']}"
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    if facts["kind"] == "diffusion" and facts["adoptable"]:
+        return "it is a diffusion model"
+    what = "its architecture" if facts["probed"] == "twin" else "it"
+    return {True: f"{what} can be adapted", False: "it cannot be adapted", None: "nothing speaks against it"}[
+        facts["adoptable"]
+    ]
+
+
+def _evidence(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    probe: dict[str, Any] = facts["probe"] or {}
+    if facts["reason"]:
+        yield "reason", facts["reason"]
+    for what, names in (facts["tensors"] or {}).items():
+        if names:
+            yield what, ", ".join(names)
+    if facts["evidence"]:
+        yield "evidence", facts["evidence"]
+    for said, answer in (("holds", True), ("does not", False)):
+        if names := [name for name, value in probe.items() if value is answer]:
+            yield said, ", ".join(SAID.get(name, name) for name in names)
+    for name, value in probe.items():
+        if name == "identity":
+            yield name, f"{value:.1e} standard deviations from its own logits, at most {probe['limit']} is allowed"
+        elif name == "layers":
+            yield from _layers(value, "twin's layers" if facts["probed"] == "twin" else "layers")
+        elif isinstance(value, str):
+            yield name, value
+
+
+def _layers(looks: list[tuple[str, str]] | None, title: str) -> Iterator[tuple[str, str]]:
+    """Layers that look alike together: "0-3, 5: linear attention, left always"."""
+    runs: dict[tuple[str, str], list[list[int]]] = {}
+    for i, (kind, look) in enumerate(looks or ()):
+        found = runs.setdefault((kind.replace("_", " "), look), [])
+        if found and found[-1][1] == i - 1:
+            found[-1][1] = i
+        else:
+            found.append([i, i])
+    for (kind, look), spans in runs.items():
+        numbers = ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans)
+        yield title, f"{numbers}: {kind}, {look}"
+
+
+def _serves(serves: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "samplers", ", ".join(serves["samplers"]) or "none"
+    yield "infilling", f"{'yes' if serves['infilling'] else 'no'}: {serves['infilling_reason']}"
+    yield "scores", ", ".join(serves["scores"]) or "none"
+    yield "caches", f"{', '.join(serves['caches']) or 'none'}: {serves['caches_reason']}"
+
+
+def _memory(memory: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for what in ("inference", "training"):
+        for kind, parts in memory[what].items():
+            named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if size and name != "total")
+            yield f"{what}, {kind}", f"{_bytes(parts['total'])}: {named}"
+
+
+def _cost(console: Console, cost: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    def rows() -> Iterator[tuple[str, str]]:
+        parts = ", ".join(f"{name} {part / cost['flops']:.0%}" for name, part in cost["flops_by_part"].items())
+        yield "FLOPs", f"{cost['flops']:.2e}: {parts}"
+        yield (
+            "time",
+            f"at {cost['utilisation']:.0%} of the peak; the state of training must fit on each card, or be sharded",
+        )
+        if console.width < WIDE:
+            for card in cost["cards"]:
+                times = ", ".join(f"{n}: {_time(hours)}" for n, hours in card["hours"].items())
+                yield card["card"], f"{times}; the state {'fits' if card['training_fits'] else 'does not fit'}"
+
+    title = f"cost of {cost['tokens']:,} tokens in canvases of {cost['length']:,}"
+    _section(console, title, rows())
+    if console.width < WIDE:
+        return
+    devices = list(cost["cards"][0]["hours"])
+    table = Table("card", "TFLOP/s", "memory", *(f"on {n}" for n in devices), "state fits", box=box.SIMPLE)
+    for card in cost["cards"]:
+        figures = f"{card['peak_flops'] / 1e12:.0f}", _bytes(card["memory_bytes"])
+        times = (_time(card["hours"][n]) for n in devices)
+        table.add_row(card["card"], *figures, *times, "yes" if card["training_fits"] else "no")
+    console.print(table)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+
+
+def _time(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s" if 3600 * hours >= 1 else "< 1 s"
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
