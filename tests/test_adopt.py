@@ -388,6 +388,34 @@ def test_no_mask_row_for_an_embedding_that_is_away(tmp_path):
         adopt(spread, tokenizer())
 
 
+class Eighth(torch.nn.Module):
+    """A linear layer with its weights in 8 bits, as libraries of quantisation put in the place of one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = layer.weight.detach().abs().amax(1) / 127
+        self.register_buffer("weight", (layer.weight.detach() / self.scale[:, None]).round().to(torch.int8))
+
+    def forward(self, hidden):
+        return hidden @ (self.weight * self.scale[:, None]).T
+
+
+def test_what_is_in_place_of_a_layer_stays():
+    model = build("llama")
+    for part in [p for layer in model.model.layers for p in (layer.self_attn, layer.mlp)]:
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, torch.nn.Linear):
+                setattr(part, name, Eighth(layer))
+    tokens = ids()
+    with torch.no_grad():
+        own = model(input_ids=tokens).logits
+    denoiser, _ = adopt(model)
+    assert sum(isinstance(module, Eighth) for module in model.modules()) == 14
+    assert all(module.weight.dtype == torch.int8 for module in model.modules() if isinstance(module, Eighth))
+    with torch.no_grad():
+        assert torch.equal(denoiser.causal_view(tokens)[..., :VOCABULARY], own)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_parent_stays_quantised(bits, tmp_path):

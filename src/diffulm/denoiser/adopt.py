@@ -12,7 +12,7 @@ from torch import Tensor
 from diffulm.denoiser import layers
 from diffulm.denoiser import mask_token as masks
 from diffulm.denoiser.denoiser import Denoiser, evaluating, input_device
-from diffulm.denoiser.opening import Refused, beginning, first_line, open_parent, parent_of
+from diffulm.denoiser.opening import Refused, beginning, first_line, not_finite, open_parent, parent_of
 from diffulm.denoiser.probe import LENGTH, Probe, moved, probe
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
@@ -60,6 +60,23 @@ class Examined:
     mask: masks.MaskToken
 
 
+def choose(
+    tokenizer: Any, text: Any, vocabulary: int, mask_token: str | int, window: str, name: str
+) -> tuple[Record, masks.MaskToken]:
+    """The record and mask token that a parent would get, from its tokenizer and decoder config (`text`) alone.
+
+    Raises Refused for a tokenizer larger than the vocabulary and without BOS, BadInput for arguments that do not fit.
+    """
+    if window not in ("keep", "lift"):
+        raise BadInput(f"window={window!r}: it can be 'keep' or 'lift'")
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        raise Refused(name, f"its tokenizer has {len(tokenizer)} tokens, its embedding only {vocabulary} rows")
+    mask = masks.choose(tokenizer, vocabulary, mask_token)
+    slides = any(size is not None for size in layers.windows(text).values())
+    bos = beginning(tokenizer, text, vocabulary, name)
+    return Record(mask.id, bos, emit_mask=mask.emit, window=window if slides else None), mask
+
+
 def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name: str) -> Examined:
     """Choose mask token and BOS and measure the model, which is left as it is but for its attention implementation.
 
@@ -67,26 +84,14 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
     """
     if getattr(model.config, "diffulm", None):
         raise Refused(name, "it is a diffusion model already; open it with `diffulm.load`")
-    if window not in ("keep", "lift"):
-        raise BadInput(f"window={window!r}: it can be 'keep' or 'lift'")
     embedding = model.get_input_embeddings().weight
-    vocabulary = embedding.shape[0]
-    if tokenizer is not None and len(tokenizer) > vocabulary:
-        raise Refused(name, f"its tokenizer has {len(tokenizer)} tokens, its embedding only {vocabulary} rows")
-    mask = masks.choose(tokenizer, vocabulary, mask_token)
+    vocabulary, text = embedding.shape[0], model.config.get_text_config(decoder=True)
+    record, mask = choose(tokenizer, text, vocabulary, mask_token, window, name)
     if mask.new and (embedding.device.type == "meta" or not embedding.is_floating_point()):
         where = "offloaded" if embedding.device.type == "meta" else "quantised"
         raise Refused(
             name, f"its embedding is {where}, so it cannot be given a mask row; name a token it has as mask_token"
         )
-    text = model.config.get_text_config(decoder=True)
-    slides = any(size is not None for size in layers.windows(text).values())
-    record = Record(
-        mask_token_id=mask.id,
-        bos_token_id=beginning(tokenizer, text, vocabulary, name),
-        emit_mask=mask.emit,
-        window=window if slides else None,
-    )
     length = min(LENGTH, getattr(text, "max_position_embeddings", None) or LENGTH)
     ids = (uniform(0, torch.arange(length)) * vocabulary).long()[None].to(input_device(model))
     pair = ids.repeat(2, 1)
@@ -96,6 +101,8 @@ def examine(model: Any, tokenizer: Any, mask_token: str | int, window: str, name
             own = model(input_ids=pair).logits
     except Exception as error:  # whatever a foreign forward raises is the reason to report
         raise Refused(name, f"its forward does not run on token ids alone ({first_line(error)})") from None
+    if not bool(own.isfinite().all()) and (reason := not_finite(model)):
+        raise Refused(name, reason)
     if moved(own[1].float(), own[0].float(), embedding.dtype)[:-1].any():
         raise Refused(
             name, "its own forward looks at tokens to the right: it is not autoregressive, there is nothing to adapt"

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from diffulm.denoiser.files import check_sums, headers, locate
-from diffulm.errors import BadInput
+from diffulm.denoiser.files import absent, check_sums, headers, hub_answers, locate, read_config, read_object
+from diffulm.errors import BadInput, shown
 
-STORED = {"BF16": torch.bfloat16}
+STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Refused(BadInput):
@@ -21,7 +21,8 @@ class Refused(BadInput):
 
 def first_line(error: BaseException, width: int = 200) -> str:
     """What a foreign exception says, short enough for a line of ours."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
@@ -63,25 +64,55 @@ def parent_of(model: Any) -> str | None:
 
 def decoder_config(place: Path | str) -> Any:
     """The config of an AR decoder. BadInput when it cannot be read, Refused when it is of something else."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
+    if isinstance(place, Path):
+        _check_kind(place)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **_from_hub(place))
     except Exception as error:  # whatever a config makes its own class raise
-        what = "cannot be opened as a model" if isinstance(place, Path) else "no such folder, and not on the hub"
-        raise BadInput(f"{place}: {what} ({first_line(error)})") from None
+        if isinstance(place, Path):
+            raise BadInput(f"{place / 'config.json'}: cannot be opened as a model ({first_line(error)})") from None
+        raise absent(place, first_line(error) if hub_answers() else "which cannot be reached") from None
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise Refused(str(place), f"it is a {config.model_type} model, not a decoder with a language-model head")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        raise Refused(
+            str(place), f"it is a {config.model_type} model, an encoder that looks both ways already, not a decoder"
+        )
     return config
 
 
+def _from_hub(place: Path | str) -> dict[str, bool]:
+    """Options of `from_pretrained`: without a network the cache is all there is, and nobody need wait for it."""
+    return {} if isinstance(place, Path) else {"local_files_only": not hub_answers()}
+
+
+def _check_kind(folder: Path) -> None:
+    """BadInput for a config.json that is broken, or of a kind of model that transformers itself cannot build."""
+    from transformers import CONFIG_MAPPING, __version__
+
+    config, file = read_config(folder), folder / "config.json"
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        return
+    if config.get("auto_map"):
+        reason = "it needs code of its own (auto_map), which is never run; take a model that transformers knows itself"
+    elif kind is None:
+        reason = "it has no model_type; copy or download it again"
+    else:
+        reason = f"transformers {__version__} knows no model_type {shown(kind)}; upgrade it, or mend the name"
+    raise BadInput(f"{file}: cannot be opened as a model: {reason}")
+
+
 def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
-    """The causal language model in `place`; no missing, unexpected or misshapen tensor is let through. BadInput."""
+    """The causal language model in `place`. BadInput for missing, unexpected or misshapen tensors, NaN and infinity."""
     from transformers import AutoModelForCausalLM
 
     if isinstance(place, Path):
         headers(place)
         check_sums(place)
+        _check_size(place, decoder_config(place))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -89,19 +120,73 @@ def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below; transformers' own error names none
+            **_from_hub(place),
         )
     except Exception as error:  # transformers raises many kinds for files that do not fit
         raise BadInput(f"{place}: its weights cannot be loaded ({first_line(error)})") from None
     model, found = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[what]:
-            kind, names = what.removesuffix("_keys"), ", ".join(sorted(map(str, found[what]))[:3])
-            raise BadInput(f"{place}: {len(found[what])} {kind} tensors ({names}, ...): not this architecture")
+            kind, names = what.removesuffix("_keys"), ", ".join(sorted(map(_spelt, found[what]))[:3])
+            raise BadInput(
+                f"{place}: {len(found[what])} {kind} tensors ({names}, ...): not this architecture; are config.json and "
+                "the weights of one model?"
+            )
+    check_finite(model, str(place))
     return model
 
 
+def _spelt(tensor: Any) -> str:
+    """A tensor's name; of a mismatched one also its shape in the file and the one that the config asks for."""
+    if isinstance(tensor, str):
+        return tensor
+    name, *shapes = tensor
+    return f"{name} {' instead of '.join(str(list(shape)) for shape in shapes)}"
+
+
+def _check_size(folder: Path, config: Any) -> None:
+    """BadInput where the config describes a model far larger than what is stored, before memory is taken for it."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            described: Any = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # what a class says to numbers that do not fit each other
+        raise BadInput(f"{folder / 'config.json'}: no model can be built from it ({first_line(error)})") from None
+    wanted = sum(p.numel() for p in described.parameters())
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if wanted > 8 * stored:  # a byte holds two numbers at most, as far as anybody quantises
+        raise BadInput(
+            f"{folder}: config.json describes {wanted:,} parameters, its weights take {stored:,} bytes: not of one model"
+        )
+
+
+def check_finite(model: Any, name: str) -> None:
+    """BadInput where a weight is NaN or infinite, see `not_finite`."""
+    if reason := not_finite(model):
+        raise BadInput(f"{name}: {reason}")
+
+
+def not_finite(model: Any) -> str | None:
+    """What to say of the first tensor with a NaN or an infinity; None where there is none. Quantised ones pass.
+
+    Reads every weight once: 20 GB a second on one core, far less than a checksum costs.
+    """
+    for name, value in model.named_parameters():
+        if value.is_meta or not value.numel() or not value.is_floating_point() or value.element_size() < 2:
+            continue
+        if not bool(torch.stack(value.detach().aminmax()).isfinite().all()):
+            count = value.numel() - int(value.isfinite().sum())
+            return (
+                f"its tensor {name} has {count} of {value.numel()} numbers NaN or infinite: its training diverged, or the file "
+                "is damaged; take an earlier checkpoint, or copy it again"
+            )
+    return None
+
+
 def stored_dtype(place: Path | str) -> torch.dtype | None:
-    """bfloat16 for a folder stored in it, else None: what `inspect` opens as it is, to halve time and memory."""
+    """bfloat16 or float16 for a folder stored in it, else None: what `inspect` opens as it is, to halve time and memory."""
     found = set(headers(place).values()) if isinstance(place, Path) else set()
     return STORED.get(found.pop()) if len(found) == 1 else None
 
@@ -114,9 +199,21 @@ def open_tokenizer(place: Path | str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **_from_hub(place))
     except Exception as error:  # tokenizers raises bare Exception for a broken file
-        raise BadInput(f"{place}: its tokenizer cannot be opened ({first_line(error)})") from None
+        reason = (isinstance(place, Path) and _broken(place)) or first_line(error)
+        raise BadInput(f"{place}: its tokenizer cannot be opened ({reason}); copy its files again") from None
+
+
+def _broken(folder: Path) -> str | None:
+    """What is wrong with the first of a tokenizer's files that is no JSON object."""
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        try:
+            if file.is_file():
+                read_object(file)
+        except BadInput as error:
+            return str(error).partition(";")[0]
+    return None
 
 
 def beginning(tokenizer: Any, config: Any, vocabulary: int, name: str) -> int:

@@ -10,7 +10,7 @@ from diffulm.errors import BadInput
 
 # What JSON may hold under each key.
 KINDS = {
-    **dict.fromkeys(("shift", "emit_mask"), (bool,)),
+    **dict.fromkeys(("shift", "emit_mask", "additive_mask"), (bool,)),
     **dict.fromkeys(("bos_token_id", "block_size"), (int, type(None))),
     **dict.fromkeys(("window", "parent"), (str, type(None))),
     "mask_token_id": (int,),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+    from diffulm.denoiser import card
+
 VOCABULARY = 2048
 CONTEXT = 256
 END, MASK = "<|endoftext|>", "<|mask|>"
@@ -45,30 +47,18 @@ SPLIT = "|".join(
     ]
 )
 
-CARD = """---
-license: apache-2.0
-language: code
-tags: [diffulm, python, {name}]
----
-# {name}
-
-{kind}: {parameters:,} parameters (LLaMA architecture, vocabulary 2,048, byte-level BPE of its own, context 256), made by
-DiffuLM so that its demo and tests have a real model without a download. It knows Python's standard library and nothing
-else. Every text it was trained on begins with `<|endoftext|>`; DiffuLM puts it there, with plain transformers you do.
-
-- Data: the source of the standard library of {library[python]} without its tests, {library[modules]} modules,
-  {library[bytes]:,} bytes, sha256 `{library[sha256]}`; about 5% of the modules, by a hash of their path, held out.
-  That source is under the PSF License Agreement; none of it is in this folder but what the weights remember.
-- Training: {tokens:.1f}M tokens, {steps:,} steps; `{settings}`; the rest in `presets/adapt/{name}.yaml`.
-- To repeat it: `make pocket` (same Python version for the same text; losses within 0.05 nats, which covers other
-  kernels and thread counts).
-
-Losses on {blocks} held-out blocks of {length} positions, nats a token (left to right on 8 of them):
-
-| | nats |
-|---|---|
-{losses}
-"""
+ABOUT = """Made by DiffuLM so that its demo and tests have a real model without a download: it knows Python's standard
+library and nothing else. Byte-level BPE of its own. Every text it was trained on begins with `<|endoftext|>`; DiffuLM
+puts it there, with plain transformers you do."""
+REMARKS = (
+    "Text: the source of the standard library of {python} without its tests, {modules} modules, {bytes:,} bytes, sha256 "
+    "`{sha256}`; about 5% of the modules, by a hash of their path, held out. That source is under the PSF License "
+    "Agreement; none of it is in this folder but what the weights remember.",
+    "The rest of the settings: `presets/adapt/{name}.yaml`. Losses: on {blocks} held-out blocks of {length} positions, left "
+    "to right on 8 of them.",
+    "To repeat it: `make pocket` (same Python version for the same text; losses within 0.05 nats, which covers other "
+    "kernels and thread counts).",
+)
 
 
 def prepare(out: str | Path) -> dict[str, object]:
@@ -189,37 +179,41 @@ def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> 
         if (Path(assets) / name).exists():
             raise BadInput(f"{Path(assets) / name}: is there already; delete it to ship again")
     model, words, _ = open_parent(parent, None, torch.bfloat16)
-    write_model(model, words, Path(assets) / "pocket-ar", None)
+    write_model(model, words, Path(assets) / "pocket-ar", None, facts=facts("pocket-ar", Path(parent)))
     denoiser, words = load(child, dtype=torch.bfloat16)
     record = {**denoiser.record.to_dict(), "parent": "pocket-ar"}
-    write_model(denoiser.model, words, Path(assets) / "pocket", record)
-    for name, run in (("pocket-ar", parent), ("pocket", child)):
-        (Path(assets) / name / "README.md").write_text(card(name, Path(run)), encoding="utf-8")
+    write_model(denoiser.model, words, Path(assets) / "pocket", record, facts=facts("pocket", Path(child)))
 
 
-def card(name: str, run: Path) -> str:
-    """The model card of a shipped model: all figures from its run's report.json and config.yaml."""
+def facts(name: str, run: Path) -> "card.Facts":
+    """What the card of a shipped model says: all figures from its run's report.json, config.yaml and config.json."""
     import yaml
+
+    from diffulm.denoiser import card
+    from diffulm.denoiser.record import Record
 
     report = json.loads((run / "report.json").read_text("utf-8"))
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-    library = stdlib.fingerprint()
-    kind = (
-        "A masked-diffusion language model adapted from `pocket-ar`" if "bound" in report else "An autoregressive model"
+    told = json.loads((run / "config.json").read_text("utf-8")).get("diffulm")
+    record = None if told is None else Record.from_dict({**told, "parent": "pocket-ar"}, str(run))
+    start = "from fresh weights" if record is None else "from the weights of `pocket-ar`"
+    kind = "An autoregressive" if record is None else "A masked-diffusion"
+    known = {"name": name, "blocks": report["held_out_blocks"], "length": config["length"], **stdlib.fingerprint()}
+    return card.Facts(
+        name=name,
+        how=f"{kind} language model, trained by DiffuLM {start}.",
+        architecture="LlamaForCausalLM",
+        parameters=parameters(model_config()),
+        vocabulary=VOCABULARY,
+        context=CONTEXT,
+        dtype="bfloat16",
+        record=record,
+        parent=None if record is None else "pocket-ar",
+        metadata={"license": "apache-2.0", "language": "code", "tags": ["python", name]},
+        training=card.training_of(config, report),
+        about=ABOUT,
+        remarks=tuple(remark.format(**known) for remark in REMARKS),
     )
-    losses = {
-        "any-order bound": report.get("bound"),
-        "left to right": report.get("left_to_right"),
-        "AR loss" if "bound" not in report else "AR loss of its causal view": report["causal_view"],
-        "AR loss of the parent": report.get("parent") if "bound" in report else None,
-    }
-    lines = [f"| {key} | {nats:.3f} |" for key, nats in losses.items() if nats is not None]
-    settings = " ".join(f"{key}={config[key]}" for key in ("tokens", "length", "global_batch", "learning_rate", "seed"))
-    return CARD.format(
-        name=name, kind=kind, parameters=parameters(model_config()), library=library, settings=settings,
-        steps=report["steps"], tokens=report["tokens"] / 1e6, blocks=report["held_out_blocks"], losses="\n".join(lines),
-        length=config["length"],
-    )  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

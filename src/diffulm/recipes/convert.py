@@ -1,0 +1,231 @@
+"""`diffulm import` and `diffulm export`: released checkpoints to our folders and back, bit for bit.
+
+    diffulm import diffugpt-s/ models/diffugpt-s
+    diffulm export runs/mine released/mine --layout diffugpt
+
+Both copy bytes from file to file: no weight is opened as a number, so 7B parameters need no memory, and no dtype changes.
+"""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from diffulm import families
+from diffulm.denoiser import card, disk, released, tensors
+from diffulm.denoiser.files import check_sums, read_config
+from diffulm.denoiser.load import checked, folder_of, refuse_plain
+from diffulm.denoiser.opening import open_tokenizer
+from diffulm.denoiser.origin import shown
+from diffulm.denoiser.quiet import quietly
+from diffulm.denoiser.record import Record
+from diffulm.denoiser.save import TOKENIZER_FILES, appearing, finish, write_config
+from diffulm.errors import BadInput, unknown
+
+# The class that reads any tokenizer.json: its name in transformers 5, and in 4.44, on which the published code runs.
+NEW_GENERIC, GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
+PUBLISHED_CLASS = "DiscreteDiffusionModel"
+
+
+def import_checkpoint(
+    source: str, out: str | Path, mask_token_id: int | None = None, bos_token_id: int | None = None
+) -> dict[str, Any]:
+    """A released checkpoint (folder or hub id) as a folder of ours, at `out`; returns what was done.
+
+    The ids override what tokenizer, vocabulary and family say. Raises `released.Misfit` with every tensor that does not
+    belong, and BadInput for what else `load` refuses, for an `out` that is not empty, and for a full disk.
+    """
+    with quietly(), appearing(out) as (partial, target):
+        place = folder_of(source)
+        config = read_config(place)
+        released.decoder_config(place)
+        refuse_plain(place, config, mask_token_id, source)
+        found = released.plan(place, config)
+        check_sums(place)
+        family = released.family_of(place, config)
+        tokenizer, foreign = released.open_released_tokenizer(place, family)
+        record, why = released.make_record(place, config, found.vocabulary, tokenizer, mask_token_id, bos_token_id)
+        record = checked(record, mask_token_id, found.vocabulary, source)
+        partial.mkdir(parents=True)
+        with disk.writing(target, disk.stored(place)):
+            files = tensors.write(found.tensors, partial, {"format": "pt"}, tensors.SHARD_BYTES)
+        if foreign:
+            tokenizer.save_pretrained(partial)
+        else:
+            _copy(place, partial, TOKENIZER_FILES)
+        _copy(place, partial, ("generation_config.json",))
+        write_config(partial, found.config, record.to_dict())
+        how = f"A masked-diffusion language model, imported from the released checkpoint `{shown(source)}`."
+        finish(partial, card.of_files(found, record, target, how, []))
+    notes = [f"{name} was left out: {reason}" for name, reason in found.dropped.items()]
+    if foreign:
+        notes.append(f"the tokenizer's class is not known to transformers; it was read as a {type(tokenizer).__name__}")
+    if tokenizer is None:
+        notes.append("there is no tokenizer: only token ids can be given to this model")
+    return {**_report(source, out, found, record, files, notes), "mask_token_from": why}
+
+
+def export(source: str, out: str | Path, layout: str | None = None) -> dict[str, Any]:
+    """A diffusion model of ours (folder, shipped name, hub id) in a released layout, at `out`; returns what was done.
+
+    layout: a name of `families.layouts()`; None: the family's first. Raises BadInput where the published code would
+    silently do something else with the model than DiffuLM does, and for what cannot be read or written.
+    """
+    with quietly(), appearing(out) as (partial, target):
+        place = folder_of(source)
+        config = read_config(place)
+        if "diffulm" not in config:
+            raise BadInput(f"{source}: holds no record of DiffuLM; `diffulm adapt` or `diffulm import` makes one")
+        record = Record.from_dict(config["diffulm"], str(place / "config.json"))
+        name, names = _layout(source, config, layout)
+        found = released.plan(place, config)
+        check_sums(place)
+        record = checked(record, None, found.vocabulary, source)
+        record = replace(record, parent=record.parent and shown(record.parent))  # it is made to be given away
+        tokenizer = open_tokenizer(place)
+        notes = _objections(source, name, names, record, tokenizer, found)
+        partial.mkdir(parents=True)
+        with disk.writing(target, disk.stored(place)):
+            files = _write_weights(found, names, partial)
+        _copy(place, partial, (*TOKENIZER_FILES, "generation_config.json"))
+        if tokenizer is not None:
+            _mend_tokenizer(partial, tokenizer, record)
+        write_config(partial, _released_config(found, names, record), record.to_dict())
+        how = f"A masked-diffusion language model, exported from `{shown(source)}` in the layout `{name}`."
+        finish(partial, card.of_files(found, record, target, how, notes))
+    return {**_report(source, out, found, record, files, notes), "layout": name}
+
+
+def _layout(source: str, config: dict[str, Any], layout: str | None) -> tuple[str, released.Names]:
+    """(name, name table) of the layout asked for, or of the family's first."""
+    if layout is not None and layout not in families.layouts():
+        raise unknown("layout", layout, families.layouts())
+    known = released.family_of(Path(source), config).LAYOUTS
+    if layout is not None and layout not in known:
+        kind = config.get("model_type")
+        raise BadInput(f"{source}: is a {kind} model, which has no layout {layout!r}; it can be {' or '.join(known)}")
+    name = layout or next(iter(known))
+    return name, known[name]
+
+
+def _objections(
+    source: str, layout: str, names: released.Names, record: Record, tokenizer: Any, found: released.Plan
+) -> list[str]:
+    """What a user of the published code should know. BadInput where that code would quietly do something else."""
+    if record.attention != "full":
+        raise BadInput(
+            f"{source}: fills block by block; in {layout} every position sees every other, so it cannot be said"
+        )
+    if not record.shift:
+        raise BadInput(f"{source}: has no shift; the published code always shifts by one, so {layout} cannot say it")
+    mask, rows, notes = record.mask_token_id, found.vocabulary, []
+    if tokenizer is None:
+        notes.append(f"there is no tokenizer: the published code asks one for the mask token, id {mask}")
+    elif tokenizer.convert_ids_to_tokens([mask])[0] is None or mask >= len(tokenizer):
+        raise BadInput(
+            f"{source}: its tokenizer has no token with id {mask}; the published code takes the mask from the tokenizer"
+        )
+    elif names and rows not in (len(tokenizer), len(tokenizer) + len(tokenizer) % 2):
+        raise BadInput(
+            f"{source}: {rows} rows of the embedding for {len(tokenizer)} tokens; the published code makes as many rows as "
+            f"there are tokens and could not load them; use another --layout"
+        )
+    elif names and rows % 2 and mask == rows - 1:
+        notes.append(
+            f"the published script rounds a grown vocabulary up to an even number, and will not take {rows} rows"
+        )
+    if tokenizer is not None and tokenizer.mask_token_id != mask:
+        token = tokenizer.convert_ids_to_tokens(mask)
+        notes.append(f"the tokenizer gets {token!r} as its mask token, and so cuts it out of any text that has it")
+    if not record.emit_mask:
+        notes.append(
+            f"the published samplers do not forbid the mask token, id {mask}, as DiffuLM does: they may draw it"
+        )
+    if tokenizer is not None and record.bos_token_id not in (None, tokenizer.bos_token_id):
+        notes.append(f"texts begin with id {record.bos_token_id}, which is not the tokenizer's BOS")
+    return notes
+
+
+def _write_weights(found: released.Plan, names: released.Names, folder: Path) -> list[str]:
+    back = {released.renamed(name, names, back=True): tensor for name, tensor in found.tensors.items()}
+    if not names:
+        return tensors.write(back, folder, {"format": "pt"}, tensors.SHARD_BYTES)
+    # the published class reads model.safetensors and nothing else; its writer notes there what is tied
+    told = {name: released.renamed(whose, names, back=True) for name, whose in found.tied.items()}
+    return tensors.write(back, folder, told or {"format": "pt"}, None)
+
+
+def _released_config(found: released.Plan, names: released.Names, record: Record) -> dict[str, Any]:
+    """config.json as transformers 4.44 reads it, which the published code asks for."""
+    config = dict(found.config)
+    config["torch_dtype"] = config.pop("dtype")
+    if isinstance(rope := config.pop("rope_parameters", None), dict):
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        config["rope_theta"] = rope.get("rope_theta", 10000.0)
+        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if names:
+        config["architectures"] = [PUBLISHED_CLASS]
+        if record.mask_token_id == found.vocabulary - 1:  # the mask's own row: the config keeps the parent's size
+            config["vocab_size"] = found.vocabulary - 1
+    if record.parent:
+        config["_name_or_path"] = record.parent
+    return config
+
+
+def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record) -> None:
+    """The tokenizer with the mask token in it, as transformers 4.44 reads one too."""
+    file = folder / "tokenizer_config.json"
+    told: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    mended = dict(told)
+    named = told.get("tokenizer_class", GENERIC)
+    if (folder / "tokenizer.json").is_file() and (named == NEW_GENERIC or not hasattr(transformers, named)):
+        mended["tokenizer_class"] = GENERIC
+    if tokenizer.mask_token_id != record.mask_token_id:
+        mended["mask_token"] = tokenizer.convert_ids_to_tokens(record.mask_token_id)
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)  # older files that repeat it
+    if mended != told:
+        file.write_text(json.dumps(mended, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if (folder / "tokenizer.json").is_file():
+        _old_merges(folder / "tokenizer.json")
+    if open_tokenizer(folder).mask_token_id != record.mask_token_id:
+        raise BadInput(f"{folder}: its tokenizer cannot be told that id {record.mask_token_id} is the mask token")
+
+
+def _old_merges(file: Path) -> None:
+    """tokenizer.json with its merges as "a b", not ["a", "b"]: the only form that the tokenizers of that time read."""
+    told: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    merges = told.get("model", {}).get("merges") or []
+    pairs = [pair for pair in merges if isinstance(pair, list)]
+    if pairs and not any(" " in part for pair in pairs for part in pair):
+        told["model"]["merges"] = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
+        file.write_text(json.dumps(told, indent=2, ensure_ascii=False), "utf-8")
+
+
+def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _report(
+    source: str, out: str | Path, found: released.Plan, record: Record, files: list[str], notes: list[str]
+) -> dict[str, Any]:
+    sizes = Counter(tensor.dtype for tensor in found.tensors.values())
+    return {
+        "source": str(source),
+        "out": str(out),
+        "architecture": found.config["architectures"][0],
+        "tensors": len(found.tensors),
+        "bytes": sum(tensor.size for tensor in found.tensors.values()),
+        "dtypes": dict(sizes),
+        "vocabulary": found.vocabulary,
+        "mask_token_id": record.mask_token_id,
+        "bos_token_id": record.bos_token_id,
+        "files": files,
+        "dropped": sorted(found.dropped),
+        "notes": notes,
+    }
