@@ -1,11 +1,14 @@
-# make demo | test | test-all | test-oldest | lint | format | pocket      (each sets itself up first)
+# make setup | demo | test | test-all | test-oldest | lint | format | pocket | clean      (each sets itself up first)
 #
 #   TORCH_SPEC   which torch, e.g. TORCH_SPEC="torch==2.13.0+cpu"
 #   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url ADDRESS" for another build of torch
 #   PYTHON       the interpreter the environment is made with (3.11 or later)
 #   PYTEST_ARGS  handed to pytest, e.g. PYTEST_ARGS="tests/test_cli.py -x"
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs and is new enough: a name on the PATH may be a shim for a version that is not there.
+ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c '$(ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 TORCH_SPEC ?= torch==2.13.0
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -22,9 +25,11 @@ setup: $(STAMP)
 # torch first, so that the user's choice of it stands when the package asks for "torch". constraints.txt leaves it out for
 # the same reason.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffulm needs Python 3.11 or later; name one: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt "$(TORCH_SPEC)"
+	@"$(PYTHON)" -c '$(ENOUGH)' 2>/dev/null || { echo >&2 \
+		"diffulm needs Python 3.11 or later, and $(if $(PYTHON),$(PYTHON) is not one that runs here,none is on the PATH); name one: make PYTHON=..."; exit 1; }
+	@echo "Setting up $(VENV), once: some minutes and 2 GB, or 6 GB with a torch for CUDA."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt "$(TORCH_SPEC)"
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e ".[all]"
 	@touch $@
 

@@ -2,7 +2,8 @@
 
 In a block fenced as ```bash or ```sh every line is a command; in ```console those after "$ ". A second word on the
 fence says more: `quick` runs in `make test`; `download` (network, a GPU or hours needed) is never run here; anything
-else runs under the slow marker. They run in one folder, in the order of the page.
+else runs under the slow marker. They run in one folder, in the order of the page. A ```text right after a quick block is
+what it prints.
 """
 
 import os
@@ -31,18 +32,21 @@ class Block(NamedTuple):
     language: str
     mark: str
     commands: list[str]
+    printed: str | None
 
 
 def blocks(text: str) -> list[Block]:
     """The shell blocks of a Markdown text."""
     found = []
-    for match in re.finditer(r"^```(bash|sh|console)[ \t]*(\w*)[^\n]*\n(.*?)^```", text, re.M | re.S):
-        language, mark, body = match.groups()
+    for match in re.finditer(
+        r"^```(bash|sh|console)[ \t]*(\w*)[^\n]*\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", text, re.M | re.S
+    ):
+        language, mark, body, printed = match.groups()
         if language == "console":
             body = "\n".join(line[2:] for line in body.splitlines() if line.startswith("$ "))
         lines = body.replace("\\\n", " ").splitlines()
         commands = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        found.append(Block(text[: match.start()].count("\n") + 1, language, mark, commands))
+        found.append(Block(text[: match.start()].count("\n") + 1, language, mark, commands, printed))
     return found
 
 
@@ -124,7 +128,7 @@ RUNNABLE = [
 def test_the_first_two_commands_are_there():
     commands = [command.strip() for block in BLOCKS for command in block.commands]
     assert {"make demo", "make test"} <= set(commands)
-    assert any(block.mark == "quick" for block in BLOCKS)
+    assert any(block.mark == "quick" and block.printed for block in BLOCKS)
     assert {"generate", "infill", "score", "adapt", "inspect"} <= {words.values[0][0] for words in COMMANDS}
 
 
@@ -178,3 +182,5 @@ def test_it_runs(block, folder, request):
         ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    if block.mark == "quick" and block.printed is not None:
+        assert done.stdout == block.printed
