@@ -28,6 +28,23 @@ install_import_hook([f"diffulm.{name}" for name in CHECKED], "beartype.beartype"
 
 
 @pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A tiny AR parent with a tokenizer, and text: made here, nothing downloaded."""
+    from runs import make_home
+
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def forks(home, tmp_path_factory):
+    """A helper that starts commands fast; `forks.whole` is the folder of a finished `runs.short`."""
+    from forks import Forks
+
+    with Forks(tmp_path_factory.mktemp("forks"), home) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with fixtures and data that tests may read; `DIFFULM_SHARED` names it."""
     root = Path(__file__).parents[1]

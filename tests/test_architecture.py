@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "diffulm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "errors shapes randomness visibility schedule noise objective bounds",
+    0: "errors shapes randomness visibility schedule noise objective bounds costs",
     1: "denoiser families",
     2: "canvas options samplers data",
     3: "lm watch",

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from diffulm import adopt, load
 from diffulm.canvas import Hole, continuation, decode, encode, fills, parse, prompt, render, template
 from diffulm.errors import BadInput
+from models import build
 
 CORPUS = [
     "The cat sat on the mat. Once upon a time there was a little girl, unable to sleep.\n",
@@ -146,6 +148,96 @@ def test_whatever_a_model_puts_into_a_hole_the_rest_stays(make, left, right, dra
     assert text == left + fills(canvas, ids.tolist())[0] + right
 
 
+ANYTHING = st.one_of(
+    st.text(max_size=15),
+    st.text("\0\r\n\t\x0b\u2028\u0301\u200d▁Ġ<hole:2>|mask", max_size=12),
+    st.sampled_from([
+        "<hole:2>", "<hole>", "<hole:x>",
+        "a\u0301", "e\u0301\u0323", "👩‍👩‍👧", "🇩🇪", "\ufffd", "\r\n", "  \n\t ", "\0", "<|mask|>",
+        "def f(x):\n\treturn x\r\n", "ﬁ", "Ａ", "한", "नि", "\ufeff", "<s></s>", "<0x0A>",
+    ]),
+)  # fmt: skip
+PARTS = st.lists(st.one_of(ANYTHING, ANYTHING, st.integers(1, 3).map(Hole)), min_size=1, max_size=7)
+
+
+def interleaved(parts, holes) -> str:
+    """The texts as they were given, and `holes` between them."""
+    filled = iter(holes)
+    text = "".join(next(filled) if isinstance(part, Hole) else part for part in parts)
+    assert next(filled, None) is None
+    return text
+
+
+def check_text_survives(tokenizer, parts, drawn) -> None:
+    canvas = template(tokenizer, 0, 2, parts)
+    ids = canvas.ids.clone()
+    ids[~canvas.fixed] = torch.tensor((drawn * 9)[: int((~canvas.fixed).sum())], dtype=torch.int64)
+    assert render(canvas, ids.tolist()) == interleaved(parts, fills(canvas, ids.tolist()))
+    assert int((~canvas.fixed).sum()) == sum(part.length for part in parts if isinstance(part, Hole))
+
+
+@pytest.mark.parametrize("make", MADE)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(parts=PARTS, drawn=st.lists(st.integers(0, 349), min_size=3, max_size=5))
+def test_any_text_with_any_holes_comes_back(make, parts, drawn):
+    check_text_survives(make(), parts, drawn)
+
+
+@cache
+def pocket():
+    return load("pocket")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(parts=PARTS, drawn=st.lists(st.integers(0, 2047), min_size=3, max_size=5))
+def test_any_text_with_any_holes_comes_back_from_the_tokenizer_of_pocket(parts, drawn):
+    check_text_survives(pocket().tokenizer, parts, drawn)
+
+
+@pytest.mark.parametrize("folder", [*EXACT, TIDYING])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=PARTS, drawn=st.lists(st.integers(0, 500), min_size=3, max_size=5))
+def test_any_text_with_any_holes_comes_back_from_real_tokenizers(shared, folder, parts, drawn):
+    check_text_survives(real(shared / folder), parts, drawn)
+
+
+def check_infilled(lm, parts) -> None:
+    """Through the model: the text comes back, and the tokens of the text stay where they are."""
+    parts = [*parts, Hole(2)]
+    made = lm.infill(parts, steps=1, temperature=1.0)
+    assert made.text == interleaved(parts, made.fills)
+    canvas = template(lm.tokenizer, lm.record.bos_token_id, lm.mask_token_id, parts)
+    assert torch.equal(torch.tensor(made.ids)[canvas.fixed], canvas.ids[canvas.fixed])
+    assert lm.mask_token_id not in torch.tensor(made.ids)[~canvas.fixed].tolist()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(parts=PARTS)
+@example(["<hole:2>"])
+@example(["a\0", Hole(1), "\r\n", Hole(3)])
+def test_any_text_with_any_holes_comes_back_from_pocket(parts):
+    check_infilled(pocket(), parts)
+
+
+@cache
+def like_llama(folder):
+    """A tiny random model with a real SentencePiece-like tokenizer."""
+    words = AutoTokenizer.from_pretrained(folder)
+    return adopt(build("llama", vocab_size=len(words), max_position_embeddings=512), words)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=PARTS)
+def test_any_text_with_any_holes_comes_back_from_a_llama(shared, parts):
+    check_infilled(like_llama(shared / "data/tokenizers/llama2"), parts)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(text=ANYTHING)
+def test_any_prompt_comes_back(text):
+    assert pocket().generate(text, length=3, steps=1).text.startswith(text)
+
+
 def test_a_leading_space_in_a_hole_survives_and_the_prefix_space_of_the_tokenizer_does_not():
     tokenizer = sentence_piece()
     assert decode(tokenizer, encode(tokenizer, " sat")) == " sat"
@@ -259,3 +351,24 @@ def test_the_context_is_a_limit():
         template(tokenizer, 0, 2, [Hole(4), "The cat"], limit=size - 1)
     with pytest.raises(BadInput, match="positions"):
         prompt(tokenizer, 0, 2, "", 10**9, limit=64)  # refused before a list of that length is made
+
+
+def test_a_text_far_too_long_is_not_tokenised_to_the_end(monkeypatch):
+    tokenizer, seen = byte_level(), []
+    plain = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **options: seen.append(len(text)) or plain(text, **options))
+    with pytest.raises(BadInput, match=r"at least \d+ positions; the model's context is 32: give less"):
+        template(tokenizer, 0, 2, ["word " * 10**6, Hole(1)], limit=32)
+    assert sum(seen) <= 64 * 32
+    # one that is long in characters alone is taken as it is
+    squeezing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(plain.__self__.backend_tokenizer.to_str()))
+    squeezing.backend_tokenizer.normalizer = normalizers.Replace(Regex(" +"), " ")
+    assert len(template(squeezing, 0, 2, ["a" + " " * 10**5 + "b", Hole(1)], limit=32).ids) < 10
+
+
+def test_a_long_text_is_no_reason_to_warn(monkeypatch):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer, model_max_length=8)
+    said = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: said.append(words))
+    assert len(encode(tokenizer, "word " * 20)) > 8
+    assert said == []

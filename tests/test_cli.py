@@ -158,11 +158,11 @@ def test_an_interrupt_is_130(fake, run):
     assert run("generate", "m") == (130, "", "diffulm: interrupted\n")
 
 
-def test_no_arguments_is_help(run):
-    code, out, _ = run()
-    assert code == 0
-    assert all(verb in out for verb in ("inspect", "adapt", "generate", "infill", "score", "demo"))
-    assert run("--help") == (0, out, "")
+def test_no_arguments_is_an_overview(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "diffulm infill pocket" in out
+    assert out != run("--help")[1]
 
 
 def test_python_m_equals_diffulm():
@@ -254,8 +254,8 @@ def inspected(monkeypatch):
     )
     asked = []
 
-    def look(model, mask_token):
-        asked.append((model, mask_token))
+    def look(model, **options):
+        asked.append((model, options["mask_token"]))
         return found
 
     stand_in(monkeypatch, "diffulm.recipes.inspect", inspect=look)
@@ -263,10 +263,9 @@ def inspected(monkeypatch):
 
 
 def test_inspect(inspected, run):
-    assert run("inspect", "m") == (0, "family: gpt2\nprobe:\n  full: True\n", "")
-    code, out, _ = run("inspect", "m", "--mask-token", "811", "--json")
-    assert (code, json.loads(out)) == (0, {"family": "gpt2", "probe": {"full": True}, "x": None})
-    assert inspected.asked == [("m", "auto"), ("m", "811")]
+    code, out, err = run("inspect", "m", "--mask-token", "811", "--json")
+    assert (code, json.loads(out), err) == (0, {"family": "gpt2", "probe": {"full": True}, "x": None}, "")
+    assert inspected.asked == [("m", "811")]
 
 
 def test_inspect_of_what_cannot_be_adapted(inspected, run):
@@ -326,6 +325,13 @@ def test_watch_without_a_terminal_is_plain_lines(fake, run):
     ]
 
 
+def test_watch_keeps_a_step_on_its_line(capsys, monkeypatch):
+    monkeypatch.setattr(Letters, "decode", lambda *_, **__: "a\n\r\0\x1b[2J\u2028é")
+    with watch.watching(True, Letters()) as draw:
+        draw(frame([1], [False], 1))
+    assert capsys.readouterr().err == "step   1,    0 masked | a\\n\\r\\x00\\x1b[2J\\u2028é\n"
+
+
 def test_watch_on_a_terminal_draws_in_place():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=40, _environ={"TERM": "xterm"})
@@ -343,7 +349,7 @@ def test_the_picture_without_a_tokenizer_shows_ids():
 
 @given(st.floats(), st.floats(), st.integers(), st.integers())
 def test_what_is_in_range_passes_and_nothing_else(temperature, top_p, length, seed):
-    right = 0 <= temperature < math.inf and 0 < top_p <= 1 and length >= 1 and 0 <= seed < 2**63
+    right = 0 <= temperature < math.inf and 0 < top_p <= 1 and 1 <= length < 2**31 and 0 <= seed < 2**63
     asked = {"temperature": temperature, "top_p": top_p, "length": length, "seed": seed}
     if right:
         assert checked(GenerateOptions, **asked).model_dump().items() >= asked.items()
@@ -364,7 +370,7 @@ class Needy(Options):
         (Needy, {}, "model is missing"),
         (Needy, {"modle": "m"}, "unknown key 'modle'; did you mean 'model'?"),
         (GenerateOptions, {"seed": [1, -1]}, "seed"),
-        (GenerateOptions, {"length": 2.5}, "length should be a valid integer"),
+        (GenerateOptions, {"length": 2.5}, "length should be a whole number"),
         (GenerateOptions, {"batch_size": 0}, "batch_size"),
         (ScoreOptions, {"method": "exact"}, "'bound' or 'left_to_right'"),
     ],

@@ -1,5 +1,6 @@
 """Text to blocks: every reader and every kind of bad row, the layout of blocks, the order of samples, the library."""
 
+import glob
 import gzip
 import io
 import json
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from diffulm.data import blocks, stdlib
-from diffulm.data.documents import documents
+from diffulm.data.documents import documents, takes_in
 from diffulm.errors import BadInput
 from diffulm.recipes import pocket
 
@@ -93,7 +94,7 @@ BAD_LINES = {
     "not UTF-8": b'{"text": "\xff"}',
     "not JSON": b'{"text": "cut o',
     "not an object": b'["text"]',
-    "no field `text`; it has txt": b'{"txt": "x"}',
+    "no field `text`, it has txt": b'{"txt": "x"}',
     "`text` is int": b'{"text": 5}',
     "`text` is NoneType": b'{"text": null}',
     "`text` is not Unicode": b'{"text": "\\ud800"}',
@@ -125,7 +126,7 @@ def test_bad_rows_of_parquet_are_named(put):
     with pytest.raises(BadInput, match=re.escape(f"{invalid}, row 2: not UTF-8")):
         list(documents(invalid))
     other = put("other.parquet", parquet(pyarrow.array(["one"]), name="content"))
-    with pytest.raises(BadInput, match=r"no column `text`; it has n, content"):
+    with pytest.raises(BadInput, match=r"no column `text`, it has n, content"):
         list(documents(other))
 
 
@@ -166,6 +167,39 @@ def test_what_is_not_there_is_named_at_once(put, tmp_path: Path, monkeypatch):
             documents(data)
 
 
+def test_what_a_name_would_take_in(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = Path("runs/mine/metrics.jsonl")
+    for name in (
+        "runs/mine",
+        "runs/*/*.jsonl",
+        "**/*.jsonl",
+        "runs/**/metrics.*",
+        str(log),
+        f"{tmp_path}/r*/**/mine/*",
+    ):
+        assert takes_in(name, log), name
+    for name in ("runs", "*.jsonl", "*/*.jsonl", "runs/*/*.txt", "corpus/**/*.jsonl", "owner/corpus", "runs/**"):
+        # `**` alone stands for folders, as in `glob`
+        assert takes_in(name, log) == (name == "runs/**"), name
+    log.parent.mkdir(parents=True)
+    log.write_text("{}")
+    for name in ("runs/*/*.jsonl", "**/*.jsonl", "runs/**/metrics.*", "*.jsonl", "*/*.jsonl", "corpus/**/*.jsonl"):
+        assert takes_in(name, log) == (str(log) in glob.glob(name, recursive=True)), name
+
+
+def test_a_mark_of_the_encoding_is_not_text(put):
+    assert list(documents(put("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\n{"text": "two"}\n'))) == ["one", "two"]
+
+
+def test_an_error_stays_short(put):
+    wide = json.dumps({f"field number {n}" * 9: n for n in range(3000)})
+    with pytest.raises(BadInput) as caught:
+        list(documents(put("a.jsonl", wide.encode())))
+    assert "field number 0" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.txt", b""), ("a.jsonl", b"\n"), ("a.jsonl.gz", jsonl(["", ""]))])
 def test_no_text_at_all_is_bad_input(put, name: str, content: bytes):
     with pytest.raises(BadInput, match="no text in it"):
@@ -180,6 +214,7 @@ def test_hub_data_sets_are_streamed_and_their_bad_rows_named(monkeypatch):
         return iter([{"text": "one"}, {"text": None}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("diffulm.data.documents.hub_answers", lambda: True)
     rows = documents("owner/corpus:small")
     assert next(rows) == "one"
     assert asked == [(("owner/corpus", "small"), {"split": "train", "streaming": True})]
@@ -192,7 +227,22 @@ def test_an_unknown_hub_data_set_is_bad_input(monkeypatch):
         raise FileNotFoundError("not on the hub\nmore lines")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("diffulm.data.documents.hub_answers", lambda: True)
     with pytest.raises(BadInput, match=r"owner/corpus: no such file.*\(not on the hub\)$"):
+        list(documents("owner/corpus"))
+
+    def broken():
+        yield {"text": "one"}
+        raise LookupError("the line went dead\nmore lines")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: broken())
+    rows = documents("owner/corpus")
+    assert next(rows) == "one"
+    with pytest.raises(BadInput, match=r"owner/corpus, row 2: cannot be read \(the line went dead\); the same command"):
+        next(rows)
+    monkeypatch.setattr("diffulm.data.documents.hub_answers", lambda: False)
+    monkeypatch.setattr("datasets.load_dataset", pytest.fail)
+    with pytest.raises(BadInput, match=r"owner/corpus: no such file, and the hub,.*cannot be reached"):
         list(documents("owner/corpus"))
 
 

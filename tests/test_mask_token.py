@@ -59,6 +59,7 @@ def test_the_choice_of_mask_token(words, rows, wanted, found, emit, new, policy)
         (BUSY, "[unused1]", "it is the tokenizer's pad_token"),
         (BUSY, "<|turn|>", "it is the tokenizer's marker of the chat template"),
         (TAKEN, "no such", "mask token 'no such': is not a token"),
+        (TAKEN, "9" * 5000, "999...999.*: is not a token"),
         (None, "<mask>", "is not a token"),
         (tokenizer(special=("<|mask|>",)), "new", "has a token '<|mask|>' already"),
     ],

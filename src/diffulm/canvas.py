@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffulm.errors import BadInput
+from diffulm.errors import BadInput, shown
 from diffulm.shapes import Bool, Int
 
 _MARK = re.compile(r"<hole(:[^<>]*)?>")
@@ -33,7 +33,7 @@ class Hole:
         if self.length is None:
             return
         if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length < 1:
-            raise BadInput(f"a hole is at least one token long, not {self.length!r}")
+            raise BadInput(f"a hole is at least one token long, not {shown(self.length)}; write <hole:3> or Hole(3)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _length(mark: re.Match[str]) -> int | None:
         return None
     if not re.fullmatch(r":0*[1-9][0-9]{0,8}", mark[1]):
         raise BadInput(
-            f"{mark[0]!r} is not a hole: write <hole:3> for three tokens "
+            f"{shown(mark[0])} is not a hole: write <hole:3> for three tokens "
             "(text that contains such marks can be given in Python as a list with diffulm.Hole)"
         )
     return int(mark[1][1:])
@@ -94,7 +94,8 @@ def encode(tokenizer: Any, text: str, inside: bool = False) -> list[int]:
         raise BadInput(f"the text is not valid Unicode: {error}") from None
     if not text:
         return []
-    plain = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    # verbose=False: what is too long for the model is told by `template`
+    plain = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     if not inside:
         return plain
     cut: list[list[int]] = []
@@ -138,8 +139,9 @@ def template(
         if isinstance(part, Hole) and length is None:
             raise BadInput("a hole needs a length for now: write <hole:3> (or Hole(3)) for three tokens")
         # Before the list is made: a hole can be written longer than any memory.
-        if limit is not None and len(ids) + (length or 0) > limit:
-            raise _too_long(len(ids) + (length or 0), limit)
+        needed = len(ids) + (length if length is not None else _at_least(tokenizer, str(part), limit))
+        if limit is not None and needed > limit:
+            raise _too_long(needed, limit)
         new = encode(tokenizer, part, inside=bool(spans)) if isinstance(part, str) else [mask_token_id] * (length or 0)
         spans.append(Span(len(ids), len(ids) + len(new), part if isinstance(part, str) else None))
         ids += new
@@ -147,6 +149,17 @@ def template(
     if limit is not None and len(ids) > limit:
         raise _too_long(len(ids), limit)
     return Canvas(torch.tensor(ids, dtype=torch.int64), torch.tensor(fixed, dtype=torch.bool), tuple(spans), tokenizer)
+
+
+def _at_least(tokenizer: Any, text: str, limit: int | None) -> int:
+    """A number of tokens that `text` has at least, where its beginning alone is far too long; else 0.
+
+    A tokenizer takes many seconds for a file of 10 MB that somebody gave as a prompt.
+    """
+    start = 64 * (limit or 0)
+    found = len(encode(tokenizer, text[:start])) if limit is not None and len(text) > start else 0
+    # at the cut the tokens may differ: not by half of them
+    return found // 2 if limit is not None and found > 2 * limit else 0
 
 
 def prompt(
@@ -158,7 +171,7 @@ def prompt(
 
 def _too_long(tokens: int, limit: int) -> BadInput:
     return BadInput(
-        f"the text and what is to be filled need at least {tokens} positions; the model's context is {limit}"
+        f"the text and what is to be filled need at least {tokens} positions; the model's context is {limit}: give less"
     )
 
 

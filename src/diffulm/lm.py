@@ -7,6 +7,7 @@ Prompts, contexts and texts around holes are the fixed part of a canvas, everyth
 prompts and fills holes, and scores mask nothing but free positions.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -181,20 +182,38 @@ class DiffusionLM:
         """The AR reading of the same weights: ids (B, L) -> logits (B, L, V), row i for token i + 1."""
         return self.denoiser.causal_view(ids)
 
-    def save(self, path: str | Path) -> None:
-        """Write a plain Hugging Face checkpoint with the record in its config.json, and the tokenizer."""
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a plain Hugging Face checkpoint with the record in its config.json, the tokenizer and a model card.
+
+        path: a new or empty folder; with `overwrite` also one that holds a model and nothing else, which is replaced at
+        one stroke. BadInput for anything else, and nothing is written.
+        """
         from diffulm.denoiser.save import save
 
-        save(self.denoiser, self.tokenizer, path)
+        save(self.denoiser, self.tokenizer, path, overwrite)
 
     @cached_property
     def _forbidden(self) -> list[int]:
         """Rows of the vocabulary that stand for no token: padding of the embedding, gaps in the tokenizer."""
         return sorted(set(range(self.denoiser.vocabulary)) - set(self.tokenizer.get_vocab().values()))
 
+    @property
+    def _name(self) -> str:
+        """What to call this model in an error."""
+        return getattr(self.model, "name_or_path", None) or "this model"
+
+    def _overflow(self) -> BadInput:
+        return BadInput(
+            f"{self._name}: its logits are NaN or infinite: it was trained badly, or is open in float16, whose range is too "
+            "small for it; try bfloat16 or float32"
+        )
+
     def _canvas(self, parts: Iterable[str | Hole]) -> Canvas:
         if self.tokenizer is None:
-            raise BadInput("this model has no tokenizer; give one: diffulm.adopt(model, tokenizer=...)")
+            raise BadInput(
+                f"{self._name}: has no tokenizer, so it knows no text; copy its parent's tokenizer files into its folder, or "
+                "give one in Python: DiffusionLM(lm.denoiser, tokenizer)"
+            )
         record = self.record
         return canvas.template(
             self.tokenizer, record.bos_token_id, record.mask_token_id, parts, limit=self.denoiser.context
@@ -216,20 +235,23 @@ class DiffusionLM:
             batch = canvases[start : start + options.batch_size]
             ids, fixed, present = (part.to(self.denoiser.device) for part in _batch(batch))
             began = time.perf_counter()
-            filled, forwards = sample(
-                tiled(self.denoiser),
-                ids,
-                fixed,
-                present,
-                mask_token_id=self.mask_token_id,
-                sampler=options.sampler,
-                steps=options.steps or DEFAULT_STEPS,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                seeds=seeds[start : start + len(batch)],
-                forbidden=self._forbidden,
-                callback=callback and _renumbered(callback, start),
-            )
+            try:
+                filled, forwards = sample(
+                    tiled(self.denoiser),
+                    ids,
+                    fixed,
+                    present,
+                    mask_token_id=self.mask_token_id,
+                    sampler=options.sampler,
+                    steps=options.steps or DEFAULT_STEPS,
+                    temperature=options.temperature,
+                    top_p=options.top_p,
+                    seeds=seeds[start : start + len(batch)],
+                    forbidden=self._forbidden,
+                    callback=callback and _renumbered(callback, start),
+                )
+            except FloatingPointError:
+                raise self._overflow() from None
             rows = filled.tolist()
             seconds = time.perf_counter() - began
             for one, row, count in zip(batch, rows, forwards.tolist(), strict=True):
@@ -255,7 +277,9 @@ class DiffusionLM:
         shared = min(len(ids), len(given))
         fixed = int((ids[:shared] == given[:shared]).long().cumprod(0).sum())
         if fixed == len(ids):
-            raise BadInput("there is nothing to score: the text adds no token to its context")
+            raise BadInput(
+                "there is nothing to score: the text is empty, or adds no token to its context; give more text"
+            )
         free = torch.arange(len(ids)) >= fixed
         occurrences = int((ids[free] == self.mask_token_id).sum())
         if occurrences and self.record.emit_mask:
@@ -267,8 +291,12 @@ class DiffusionLM:
         ids, free = ids.to(self.denoiser.device), free.to(self.denoiser.device)
         denoise = tiled(self.denoiser)
         if options.method == "left_to_right":
-            return bounds.left_to_right(denoise, ids, free, self.mask_token_id)
-        return bounds.bound(denoise, ids, free, self.mask_token_id, options.samples, options.seed, key)
+            score = bounds.left_to_right(denoise, ids, free, self.mask_token_id)
+        else:
+            score = bounds.bound(denoise, ids, free, self.mask_token_id, options.samples, options.seed, key)
+        if math.isnan(score.nats):
+            raise self._overflow()
+        return score
 
 
 def adopt(
@@ -294,7 +322,14 @@ def load(source: str | Path, mask_token_id: int | None = None, dtype: torch.dtyp
     """
     from diffulm.denoiser.load import load as load_denoiser
 
-    return DiffusionLM(*load_denoiser(source, mask_token_id, dtype))
+    denoiser, tokenizer = load_denoiser(source, mask_token_id, dtype)
+    last = max(tokenizer.get_vocab().values(), default=-1) if tokenizer is not None else -1
+    if last >= denoiser.vocabulary:
+        raise BadInput(
+            f"{source}: its tokenizer has a token {last}, its vocabulary only {denoiser.vocabulary} rows: it is of another "
+            "model; copy the tokenizer's files of the parent"
+        )
+    return DiffusionLM(denoiser, tokenizer)
 
 
 def _listed(texts: str | list[str]) -> list[str]:

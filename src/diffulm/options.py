@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from diffulm.errors import BadInput, nearest, unknown
+from diffulm.errors import BadInput, shown, unknown
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Draws = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -50,11 +51,26 @@ class ScoreOptions(Options):
     """How to score a text. `samples`: Monte-Carlo draws of the bound; `left_to_right` is exact and needs none."""
 
     method: Literal["bound", "left_to_right"] = "bound"
-    samples: Count = 64
+    samples: Draws = 64
     seed: Seed = 0
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# Where pydantic's own words speak of its types, or of its limits.
+WORDS = {
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "tuple_type": "should be a list such as [0.9, 0.95]",
+    "too_long": "has too many values",
+    "string_type": "should be text",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "is too large",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+}
 
 
 def checked(model: type[Model], /, **values: Any) -> Model:
@@ -74,9 +90,8 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if isinstance(cause, BadInput):
         return str(cause)
     if first["type"] == "extra_forbidden":
-        near = nearest(key, model.model_fields)
-        return f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else "")
+        return str(unknown("key", key, model.model_fields))
     if first["type"] == "missing":
-        return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key} {message}, not {first['input']!r}"
+        return f"{key} is missing" if len(first["loc"]) == 1 else f"{key} has too few values"
+    message = WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key} {message}, not {shown(first['input'])}"

@@ -44,9 +44,11 @@ def watching(wanted: bool, tokenizer: Any) -> Iterator[Callback | None]:
         return
 
     def line(frame: Frame) -> None:
-        text = picture(tokenizer, frame.ids[0].tolist(), frame.masked[0].tolist(), hidden).replace("\n", "\\n")
+        drawn = picture(tokenizer, frame.ids[0].tolist(), frame.masked[0].tolist(), hidden)
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in drawn)
         step, left = int(frame.step[0]), int(frame.masked[0].sum())
-        print(f"step {step:3d}, {left:4d} masked | {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody looks any more, and the result is another stream
+            print(f"step {step:3d}, {left:4d} masked | {text}", file=sys.stderr, flush=True)
 
     yield line
 

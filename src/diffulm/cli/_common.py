@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -40,10 +41,10 @@ def read_text(value: str) -> str:
     try:
         if value == "-":
             return sys.stdin.buffer.read().decode("utf-8")
-        value.encode("utf-8")
+        return os.fsencode(value).decode("utf-8")  # the bytes that were given, whatever the locale made of them
     except UnicodeError:
-        raise BadInput(f"the text {'on standard input' if value == '-' else 'given'} is not UTF-8") from None
-    return value
+        where = "on standard input" if value == "-" else "given"
+        raise BadInput(f"the text {where} is not UTF-8; convert it") from None
 
 
 def open_model(model: str, mask_token_id: int | None, dtype: str | None) -> DiffusionLM:
@@ -65,6 +66,7 @@ def only_result() -> Iterator[TextIO]:
     error is the one line it should be. They read these variables when they are first imported.
     """
     out = sys.stdout
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names kernels that it could have as well
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -74,7 +76,10 @@ def only_result() -> Iterator[TextIO]:
 
 def write_json(document: Any, out: TextIO) -> None:
     """One JSON document and a newline. JSON has no infinity and no NaN: null stands for them."""
-    print(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=2), file=out)
+    text = json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=2)
+    print(
+        text.encode("utf-8", "backslashreplace").decode(), file=out
+    )  # a name of a file that is no text: as JSON escapes it
 
 
 def write_facts(document: dict[str, Any], out: TextIO, indent: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`diffulm adapt PRESET|YAML key=value ...`"""
+"""`diffulm adapt tiny model=gpt2 data=corpus.txt out=runs/mine`: a preset or a YAML file, and settings over it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from diffulm.cli import _common
+from diffulm.cli import _common, _process
 from diffulm.errors import BadInput
 
 
@@ -21,13 +21,11 @@ def adapt(
     Continual pre-training, autoregressive to diffusion. The same command, given again, goes on where it was stopped.
     """
     overrides = key_values(settings or [])
+    _process.when_stopped("the same command goes on from the last checkpoint")
     with _common.only_result() as out:
         from diffulm.recipes.adapt import run
 
-        try:
-            report = run(preset, overrides, plan=plan)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on from the last checkpoint") from None
+        report = run(preset, overrides, plan=plan)
         if os.environ.get("RANK", "0") != "0":
             return  # one result, however many processes
         (_common.write_json if as_json else _common.write_facts)(report, out)

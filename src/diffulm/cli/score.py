@@ -24,10 +24,13 @@ def score(
 
     In all and a token, with the standard error of the estimate.
     """
+    from diffulm.errors import BadInput
     from diffulm.options import ScoreOptions, checked
 
     asked = {"samples": samples, "seed": seed, "method": method}
     checked(ScoreOptions, **asked)
+    if text == context == "-":
+        raise BadInput("--text and --context cannot both be -: standard input is one text; give the other one itself")
     text, context = _common.read_text(text), _common.read_text(context)
     with _common.only_result() as out:
         result = _common.open_model(model, mask_token_id, dtype).score(text, context=context, **asked)

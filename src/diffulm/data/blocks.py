@@ -17,12 +17,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from diffulm.data.documents import documents, sources
+from diffulm.denoiser.files import digest
 from diffulm.errors import BadInput
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1000, 4_000_000  # as much text as is tokenised at once
 _BATCH_ROWS = 1000  # rows in one Arrow record batch
 _ROUNDS = 6
 _LAYOUT = 1  # raise when the same data would be packed into other blocks
+_OURS = {"blocks.arrow", "manifest.json"}
 
 
 def pack(
@@ -58,8 +60,8 @@ def build(
     """The blocks of `data` (as `documents` takes it), a memory-mapped data set; column `ids`: `length` int32 a row.
 
     It lies in `folder` and is used again when that holds the blocks of the same files (path, size, time of change),
-    tokenizer, length, BOS and EOS. It is written to `folder`.tmp and renamed, so that `folder` is whole or not there.
-    One process at a time.
+    tokenizer, length, BOS and EOS, unaltered (sha256). It is written to `folder`.tmp and renamed, so that `folder` is
+    whole or not there. One process at a time.
 
     Raises:
         BadInput: as `documents` does; less text than one block; a `folder` that holds something else.
@@ -67,11 +69,21 @@ def build(
     folder = Path(folder)
     wanted = _manifest(data, tokenizer, bos_token_id, eos_token_id, length)
     arrow = folder / "blocks.arrow"
-    if not (arrow.is_file() and _read_manifest(folder) == wanted):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and _read_manifest(folder) is None:
+    if not (arrow.is_file() and _read_manifest(folder) == wanted | {"sha256": digest(arrow)}):
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _OURS):
             raise BadInput(f"{folder}: exists and holds no packed blocks; name another folder")
-        _write(pack(documents(data), tokenizer, bos_token_id, eos_token_id, length), length, wanted, folder)
+        blocks = pack(documents(data), tokenizer, bos_token_id, eos_token_id, length)
+        first = next(blocks, None)
+        if first is None:
+            named = data if isinstance(data, str) else ", ".join(data)
+            raise BadInput(f"{named}: has less text than one block of {length} tokens; give more, or a smaller length")
+        _write(chain([first], blocks), length, wanted, folder)
     return Dataset.from_file(str(arrow))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """The sha256 of the blocks that `build` left in a folder; empty where it left none."""
+    return str((_read_manifest(Path(folder)) or {}).get("sha256", ""))
 
 
 def row(rows: Sized, seed: int, n: int) -> int:
@@ -125,18 +137,26 @@ def _cut(pieces: Iterable[list[int]], head: list[int], size: int) -> Iterator[li
 
 def _write(blocks: Iterator[list[int]], length: int, manifest: dict[str, object], folder: Path) -> None:
     """Writes `folder`.tmp and renames it; what an earlier attempt left there is dropped."""
-    import pyarrow
-
-    first = next(blocks, None)
-    if first is None:
-        raise BadInput(f"the data has less text than one block of {length} tokens")
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    try:
+        _write_arrow(blocks, length, temporary / "blocks.arrow")
+    except OSError:  # most often a full disk: half of the blocks are of no use, and in the way
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    manifest = manifest | {"sha256": digest(temporary / "blocks.arrow")}
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _write_arrow(blocks: Iterator[list[int]], length: int, path: Path) -> None:
+    import pyarrow
+
     column = pyarrow.list_(pyarrow.int32(), length)
     schema = pyarrow.schema({"ids": column})
-    blocks = chain([first], blocks)
-    with (temporary / "blocks.arrow").open("wb") as file:
+    with path.open("wb") as file:
         with pyarrow.ipc.new_stream(file, schema) as stream:
             while rows := list(islice(blocks, _BATCH_ROWS)):
                 flat = pyarrow.array([token for block in rows for token in block], pyarrow.int32())
@@ -144,9 +164,6 @@ def _write(blocks: Iterator[list[int]], length: int, manifest: dict[str, object]
                 stream.write_batch(pyarrow.record_batch([array], schema=schema))
         file.flush()
         os.fsync(file.fileno())
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
 def _manifest(

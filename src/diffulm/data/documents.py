@@ -8,13 +8,18 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from itertools import count, islice
 from pathlib import Path
 from typing import cast
 
-from diffulm.errors import BadInput
+from diffulm.denoiser.files import hub_answers
+from diffulm.denoiser.opening import first_line
+from diffulm.errors import BadInput, nearest, shown
 
 KINDS = (".txt", ".jsonl", ".parquet")
 # owner/name or owner/name:configuration, as on the hub; one slash, so that a misspelt file name is not looked up there
@@ -42,6 +47,20 @@ def sources(data: str | list[str]) -> list[Path | str]:
     return [source for name in names for source in _resolve(str(name))]
 
 
+def takes_in(name: str, file: Path) -> bool:
+    """Whether the folder or glob `name` would find `file` if it were there: a run's own log must not become its data."""
+    there, pattern = Path(os.path.abspath(file)), Path(os.path.abspath(os.path.expanduser(name)))
+    return there.parent == pattern or _matches(there.parts, pattern.parts)
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
 def kind(path: Path) -> str | None:
     """`.txt`, `.jsonl` or `.parquet`, whether or not `.gz` follows; None for any other file."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
@@ -49,11 +68,17 @@ def kind(path: Path) -> str | None:
 
 
 def _resolve(name: str) -> list[Path | str]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
+    if not name or not _nameable(path):
+        raise BadInput(
+            f"data {shown(name)}: is no name that a file can have; name a file, folder, glob or hub data set"
+        )
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and kind(file))
         if not files:
-            raise BadInput(f"{name}: a folder without {', '.join(KINDS)} files")
+            raise BadInput(
+                f"{name}: a folder without {', '.join(KINDS)} files in it (those of its folders are not read)"
+            )
         return [*files]
     if path.exists():
         return [_known(path)]
@@ -61,17 +86,26 @@ def _resolve(name: str) -> list[Path | str]:
         files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         files = [_known(file) for file in files if not file.is_dir()]
         if not files:
-            raise BadInput(f"{name}: no file matches this pattern")
+            raise BadInput(f"{name}: no file matches this pattern; patterns start from {Path.cwd()}")
         return [*files]
     looks_local = kind(path) or path.suffix == ".gz" or path.parent.is_dir()  # the hub takes long to say no
     if _HUB_NAME.fullmatch(name) and not looks_local:
         return [name]
-    raise BadInput(f"{name}: no such file or folder")
+    near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
+    raise BadInput(f"{name}: no such file or folder" + (f"; did you mean {path.with_name(near)}?" if near else ""))
+
+
+def _nameable(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (ValueError, OSError) as error:  # NUL; a part of more than 255 bytes
+        return isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+    return True
 
 
 def _known(path: Path) -> Path:
     if kind(path) is None:
-        raise BadInput(f"{path}: unknown kind of file; known are {', '.join(KINDS)}, each also with .gz")
+        raise BadInput(f"{path}: unknown kind of file; convert it: known are {', '.join(KINDS)}, each also with .gz")
     return path
 
 
@@ -82,7 +116,7 @@ def _not_empty(found: list[Path | str], data: str | list[str]) -> Iterator[str]:
             empty = empty and not text
             yield text
     if empty:
-        raise BadInput(f"{data if isinstance(data, str) else ', '.join(data)}: no text in it")
+        raise BadInput(f"{data if isinstance(data, str) else ', '.join(data)}: no text in it; give a file with some")
 
 
 def _file(path: Path) -> Iterator[str]:
@@ -91,7 +125,7 @@ def _file(path: Path) -> Iterator[str]:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
             yield from readers[cast(str, kind(path))](path, file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{path}: damaged gzip file: {error}") from error
+        raise BadInput(f"{path}: damaged gzip file ({error}); copy or download it again") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -102,7 +136,7 @@ def _txt(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
         yield content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason})") from error
+        raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
 
 
 def _jsonl(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
@@ -111,13 +145,17 @@ def _jsonl(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
             continue  # most often the end of the file; there is no row to be bad
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
-            raise BadInput(f"{where}: not UTF-8 ({error.reason})") from error
+            raise BadInput(f"{where}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+        except json.JSONDecodeError as error:  # its own words count the lines of the row, which is one
+            raise BadInput(
+                f"{where}: not JSON ({error.msg}, column {error.pos + 1}); mend or delete this row"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: not JSON ({error})") from error
+            raise BadInput(f"{where}: not JSON that can be read ({error}); mend or delete this row") from error
         if not isinstance(row, dict):
-            raise BadInput(f"{where}: a {type(row).__name__}, not an object with a field `text`")
+            raise BadInput(f"{where}: a {type(row).__name__}, not an object with a field `text`; mend or delete it")
         yield _text(row, where)
 
 
@@ -129,7 +167,7 @@ def _parquet(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
         # a gzip stream cannot seek, which Parquet needs
         table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if path.name.endswith(".gz") else file)
         if "text" not in table.schema_arrow.names:
-            raise BadInput(f"{path}: no column `text`; it has {', '.join(table.schema_arrow.names) or 'none'}")
+            raise BadInput(f"{path}: no column `text`, it has {_some(table.schema_arrow.names)}; rename one")
         number = 0
         for batch in table.iter_batches(batch_size=1000, columns=["text"]):
             for value in batch.column(0):
@@ -140,33 +178,49 @@ def _parquet(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
                     raise BadInput(f"{path}, row {number}: not UTF-8 ({error.reason})") from error
                 yield _text({"text": text}, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: damaged Parquet file: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: damaged Parquet file ({reason}); copy or download it again") from error
 
 
 def _hub(name: str) -> Iterator[str]:
     import datasets
 
     match = cast(re.Match[str], _HUB_NAME.fullmatch(name))
+    if not hub_answers():  # `datasets` would try for half a minute
+        raise BadInput(f"{name}: no such file, and the hub, where a data set may have this name, cannot be reached")
     try:
-        rows = datasets.load_dataset(match["name"], match["configuration"], split="train", streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises for: not found, gated, no network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rows = iter(datasets.load_dataset(match["name"], match["configuration"], split="train", streaming=True))
+    except Exception as error:  # not found, gated, no network, no split of this name: each in a kind of its own
         raise BadInput(
-            f"{name}: no such file, and no data set of this name on the hub can be opened ({reason})"
+            f"{name}: no such file, and no data set of this name on the hub can be opened ({first_line(error)})"
         ) from error
-    for number, row in enumerate(rows, start=1):
+    for number in count(1):
+        try:
+            row = next(rows, None)
+        except Exception as error:  # the network, or whatever a reader of some format raises
+            raise BadInput(
+                f"{name}, row {number}: cannot be read ({first_line(error)}); the same command tries again"
+            ) from error
+        if row is None:
+            return
         yield _text(cast(dict[str, object], row), f"{name}, row {number}")
 
 
 def _text(row: dict[str, object], where: str) -> str:
     if "text" not in row:
-        raise BadInput(f"{where}: no field `text`; it has {', '.join(map(str, row)) or 'none'}")
+        raise BadInput(f"{where}: no field `text`, it has {_some(row)}; rename the one that holds the text")
     text = row["text"]
     if not isinstance(text, str):
-        raise BadInput(f"{where}: `text` is {type(text).__name__}, not a string")
+        raise BadInput(f"{where}: `text` is {type(text).__name__}, not a string; mend or delete it")
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no tokenizer takes it
-            raise BadInput(f"{where}: `text` is not Unicode text ({error.reason})") from error
+            raise BadInput(f"{where}: `text` is not Unicode text ({error.reason}); mend or delete it") from error
     return text
+
+
+def _some(names: Iterable[object]) -> str:
+    """The first few names, for a line."""
+    first = [str(name) for name in islice(names, 6)]
+    return ", ".join(name[:40] for name in first[:5]) + ", ..." * (len(first) > 5) if first else "none"

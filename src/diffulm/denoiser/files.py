@@ -113,7 +113,7 @@ def _adapter(folder: Path) -> BadInput:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step: a save in progress is called `.tmp` until it is whole."""
-    steps = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
+    steps = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdecimal()}
     return steps[max(steps)] if steps else None
 
 

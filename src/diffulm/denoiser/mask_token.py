@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from diffulm.errors import BadInput
+from diffulm.errors import BadInput, shown
 
 NEW_TOKEN = "<|mask|>"
 # What tokenizer makers call tokens they left unused: <|reserved_special_token_0|>, <unused3>, [unused1], <reserved_7>.
@@ -82,11 +82,11 @@ def _named(tokenizer: Any, vocabulary: int, wanted: str | int) -> MaskToken:
 
 
 def _find(tokenizer: Any, wanted: str | int) -> int:
-    if isinstance(wanted, int) or re.fullmatch(r"-?\d+", wanted):
+    if isinstance(wanted, int) or re.fullmatch(r"-?\d{1,18}", wanted):
         return int(wanted)
     known = {} if tokenizer is None else tokenizer.get_vocab()
     if wanted not in known:
-        raise BadInput(f"mask token {wanted!r}: is not a token of the tokenizer; give an id, 'auto' or 'new'")
+        raise BadInput(f"mask token {shown(wanted)}: is not a token of the tokenizer; give an id, 'auto' or 'new'")
     return known[wanted]
 
 

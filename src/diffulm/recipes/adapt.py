@@ -6,34 +6,61 @@ Also trains a parent itself (objective=autoregressive) and the from-scratch base
 share one code path.
 """
 
+import os
+import re
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from diffulm.options import Count, Options, Seed
-from diffulm.recipes.config import Steps, Tokens, in_steps, resolve
+from diffulm.errors import BadInput
+from diffulm.options import Count, Options, Seed, checked
+from diffulm.recipes.config import Every, Steps, Tokens, in_steps, resolve
 
 VERB = "adapt"
+OWN = (
+    "metrics.jsonl",
+    "merges.txt",
+    "checkpoint-1/metrics.jsonl",
+    "checkpoint-1/merges.txt",
+)  # could be taken for data
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _name(text: str) -> str:
+    if not text.strip() or "\0" in text or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        raise ValueError("should be a name that a file can have")
+    return text
+
+
+def _token(text: str) -> str:
+    if not text or re.fullmatch(r"-?\d{10,}", text):
+        raise ValueError("should be auto, new, a token or its id")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+# YAML takes an id for a number
+Token = Annotated[str, BeforeValidator(lambda t: str(t) if type(t) is int else t), AfterValidator(_token)]
 
 
 class AdaptConfig(Options):
     """Every setting of a run; `config.yaml` holds all of them."""
 
-    model: str
+    model: Name
     """The AR parent: a folder, a hub id or a shipped name."""
-    data: str | list[str]
+    data: Name | list[Name]
     """Text: .txt, .jsonl, .parquet (each also .gz), globs, folders, hub data sets."""
-    out: str
+    out: Name
     """The run's folder."""
     tokens: Tokens
     """Canvas positions to process."""
-    length: Annotated[int, Field(ge=2)] = 512
+    length: Annotated[int, Field(ge=2, le=2**24)] = 512
     """Positions of a canvas, BOS included."""
-    global_batch: Count = 256
+    global_batch: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Canvases of an optimizer step, over all devices."""
     micro_batch: Count | None = None
     """Canvases a device takes at once; None: as many as the device takes well."""
@@ -48,23 +75,23 @@ class AdaptConfig(Options):
     annealing: Literal["bernoulli", "near", "none"] = "bernoulli"
     """How the future opens: at random, nearest first, or at once."""
     anneal_steps: Steps = 10_000
-    mask_token: str = "auto"
+    mask_token: Token = "auto"
     """auto, new, an id or a token."""
     window: Literal["keep", "lift"] = "keep"
-    learning_rate: Positive = 3e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Steps = 2000
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
     dropout: Share = 0.0
     precision: Literal["float32", "bf16"] = "bf16"
     logging_steps: Count = 10
-    eval_data: str | list[str] | None = None
+    eval_data: Name | list[Name] | None = None
     """Held-out text; None: the last `eval_blocks` blocks of `data` are kept out of training."""
     eval_blocks: Count = 32
-    eval_samples: Annotated[int, Field(ge=2)] = 8
-    eval_every: Steps = "10%"
+    eval_samples: Annotated[int, Field(ge=2, le=10**6)] = 8
+    eval_every: Every = "10%"
     save_seconds: Annotated[float, Field(ge=0)] = 600.0
     """A checkpoint at the first logging step after so many seconds."""
     keep_checkpoints: Count = 2
@@ -97,7 +124,7 @@ def adapt(config: "str | Path | AdaptConfig", **settings: Any) -> dict[str, Any]
     Raises BadInput for anything wrong with the settings, the parent, the data or the folder, before anything is written.
     """
     if isinstance(config, AdaptConfig):
-        config, settings = "tiny", {**config.model_dump(), **settings}
+        return carry_out(checked(AdaptConfig, **{**config.model_dump(), **settings}))
     return run(str(config), settings)
 
 
@@ -115,23 +142,73 @@ def planned(config: AdaptConfig) -> dict[str, Any]:
 
 def carry_out(config: AdaptConfig) -> dict[str, Any]:
     """Train, or go on with a run that was stopped, or return the report of one that is finished."""
+    from diffulm.recipes.train import device_of, open_model, train
+    from diffulm.training import processes
     from diffulm.training.run_folder import RunFolder
 
-    folder = RunFolder(Path(config.out), config.model_dump(mode="json"))
-    folder.check()
-    if (report := folder.report()) is not None:
-        print(f"{folder.path}: this run is finished already; nothing was done")
+    folder = RunFolder(Path(os.path.expanduser(config.out)), config.model_dump(mode="json"))
+    processes.start(cpu=device_of(config) == "cpu")
+    processes.from_first(folder.check)
+    if (report := processes.from_first(folder.report)) is not None:
+        if processes.index() == 0:
+            print(f"{folder.path}: this run is finished already; nothing was done")
         return report
-    from diffulm.data.documents import sources
-    from diffulm.recipes.train import open_model, train
-
-    for data in (config.data, config.eval_data):
-        if data is not None:
-            sources(data)
+    processes.from_first(lambda: check(config, folder.path))
     started = time.monotonic()
     opened = open_model(config)  # what is missing is an error before a folder exists
+    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    begun = (folder.path / "config.yaml").exists()
     with folder.claimed():
-        return train(config, folder, *opened, started)
+        try:
+            return train(config, folder, *opened, started)
+        except BadInput:
+            if not begun and processes.index() == 0:
+                discard(folder.path, made)
+            raise
+
+
+def check(config: AdaptConfig, out: Path) -> None:
+    """Raise BadInput for what can be known to be wrong before the parent is opened. Writes nothing."""
+    import torch
+
+    from diffulm.data.documents import sources, takes_in
+    from diffulm.recipes.train import split_batch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device=cuda: PyTorch finds no GPU here (`diffulm doctor` says what it finds); take device=auto")
+    for key in ("data", "eval_data"):
+        named = getattr(config, key)
+        if named is None:
+            continue
+        sources(named)
+        for name in [named] if isinstance(named, str) else named:
+            if any(takes_in(name, out / file) for file in OWN):
+                raise BadInput(f"{key}={name}: takes in what the run writes to out={out}; name a folder elsewhere")
+    split_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "may not be written" if there.is_dir() else "is a file"
+        raise BadInput(f"out={out}: {there} {what}; name another folder")
+
+
+def discard(folder: Path, made: list[Path]) -> None:
+    """Delete what a run left that could not begin (a broken row, say), so that the command, put right, finds nothing.
+
+    made: the folders that were not there before it, the innermost first.
+    """
+    from diffulm.training.run_folder import read_metrics
+
+    trained = any(row.get("step") for row in read_metrics(folder / "metrics.jsonl"))
+    if trained or any(folder.glob("checkpoint-*")) or (folder / "config.json").exists():
+        return
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for name in ("config.yaml", "metrics.jsonl", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    for path in made:
+        try:
+            path.rmdir()
+        except OSError:  # somebody else has put something there
+            return
 
 
 def schedule_steps(config: AdaptConfig) -> dict[str, int]:

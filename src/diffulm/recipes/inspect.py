@@ -210,7 +210,8 @@ def _diffusion(
     name: str, place: Path | str, raw: dict[str, Any], mask_token: str | int, asked: InspectOptions
 ) -> Inspection:
     """A model that is adapted already; nothing is probed. A mask token that is a number overrides, as in `load`."""
-    given = int(mask_token) if str(mask_token).removeprefix("-").isdigit() else None
+    digits = str(mask_token).removeprefix("-")
+    given = int(mask_token) if digits.isdecimal() and len(digits) < 19 else None
     stored = stored_tensors(place) if isinstance(place, Path) else {}
     size = size_on_disk(stored) if stored else None
     dtype = released.dtype_of(stored.values()) if stored else str(raw.get("dtype") or "float32")

@@ -1,6 +1,5 @@
 """One training run from an opened folder to the published model: what `adapt` does once its config stands."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffulm.data.blocks import build
+from diffulm.data.blocks import build, fingerprint
+from diffulm.data.documents import sources
+from diffulm.denoiser import card, disk
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.save import write_model
 from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
+from diffulm.training import processes
 from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.progress import ProgressLine
 from diffulm.training.report import write_report
-from diffulm.training.run_folder import RunFolder, read_metrics
+from diffulm.training.run_folder import RESUMES, RunFolder, read_metrics
+from diffulm.training.trainer import DiffusionTrainer, Pace, checkpoint_bytes
 
 if TYPE_CHECKING:
     from diffulm.recipes.adapt import AdaptConfig
@@ -35,25 +39,59 @@ def train(
     """Pack, train (or resume), evaluate, publish; returns the report that is also written."""
     from diffulm.recipes.adapt import schedule_steps
 
-    training, held_out = blocks(config, denoiser.record, tokenizer, folder.path / "data")
+    data = folder.path / "data"
+    with disk.writing(data, text_bytes(config), RESUMES):
+        training, held_out = processes.first_then_all(lambda: blocks(config, denoiser.record, tokenizer, data))
+    folder.data = {split: fingerprint(data / split) for split in ("train", "eval")}
     at = schedule_steps(config)
     curriculum = Curriculum(
         mask_token_id=denoiser.record.mask_token_id, seed=config.seed, global_batch=config.global_batch,
         objective=config.objective, noise=config.noise, schedule=config.noise_schedule, floor=config.noise_floor,
         annealing=config.annealing, anneal_steps=at["anneal"],
     )  # fmt: skip
-    checkpoint = folder.resume_point()
+    checkpoint = processes.from_first(folder.resume_point)
+    processes.from_first(lambda: disk.require(folder.path, checkpoint_bytes(denoiser.model), RESUMES))
     if checkpoint is None:
-        folder.log({"step": 0, **first_look(denoiser, curriculum, held_out, config)})
-    trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, held_out, at)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not trainer.args.should_save:
-        return {}
+        look = first_look(denoiser, curriculum, held_out, config)
+        processes.from_first(lambda: folder.log({"step": 0, **look}))
+    progress = ProgressLine("pre-training" if curriculum.autoregressive else "adapting", tokens_a_step(config))
+    trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, held_out, at, progress)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+    return processes.from_first(
+        lambda: published(config, folder, denoiser, tokenizer, curriculum, held_out, trainer.saved_record(), started)
+    )
+
+
+def published(
+    config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, curriculum: Curriculum,
+    held_out: Tensor, record: dict[str, Any] | None, started: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure what training made, and write it to the folder's root; returns the report."""
     report = final_report(config, folder, denoiser, curriculum, held_out, time.monotonic() - started)
-    folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, trainer.saved_record()))
+    training = card.training_of(config.model_dump(mode="json"), report)
+    if record is not None:
+        record = {**record, "training": training}  # so that copies of the model tell it, too
+    facts = card.of_model(
+        denoiser.model, denoiser.record if record else None, folder.path, parent=config.model, training=training
+    )
+    with disk.writing(folder.path, disk.size(denoiser.model), RESUMES):
+        files = folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, record, facts=facts))
     write_report(folder.path, f"DiffuLM: {config.model}, {config.objective}", report)
-    folder.write("report.json", json.dumps(report, indent=2) + "\n")
+    folder.finish(report, files)
     return report
+
+
+def tokens_a_step(config: "AdaptConfig") -> int:
+    return config.global_batch * config.length
+
+
+def text_bytes(config: "AdaptConfig") -> int:
+    """About what the packed blocks take: a token of text is about 4 bytes long, and so is its id."""
+    named = [data for data in (config.data, config.eval_data) if data is not None]
+    return sum(file.stat().st_size for data in named for file in sources(data) if isinstance(file, Path))
 
 
 def device_of(config: "AdaptConfig") -> str:
@@ -61,15 +99,25 @@ def device_of(config: "AdaptConfig") -> str:
 
 
 def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
-    """The adopted parent and its tokenizer; BadInput when it cannot take the run's blocks."""
-    wanted: str | int = int(config.mask_token) if config.mask_token.isdigit() else config.mask_token
+    """The adopted parent and its tokenizer, on this process's device; BadInput when it cannot take the run's blocks."""
+    return processes.first_then_all(lambda: _opened(config))
+
+
+def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
     denoiser, tokenizer = adopt(
-        config.model, mask_token=wanted, window=config.window, scratch=config.seed if config.scratch else None
+        config.model,
+        mask_token=config.mask_token,
+        window=config.window,
+        scratch=config.seed if config.scratch else None,
     )
     if tokenizer is None:
-        raise BadInput(f"{config.model}: has no tokenizer, so text cannot be turned into tokens")
+        raise BadInput(
+            f"{config.model}: has no tokenizer to make tokens of text; copy its tokenizer's files into its folder"
+        )
     if denoiser.context is not None and config.length > denoiser.context:
-        raise BadInput(f"length={config.length}: {config.model} takes at most {denoiser.context} positions")
+        raise BadInput(
+            f"length={config.length}: {config.model} takes at most {denoiser.context} positions; set length lower"
+        )
     set_dropout(denoiser.model, config.dropout)
     denoiser.model.to(device_of(config))
     return denoiser, tokenizer
@@ -80,14 +128,16 @@ def blocks(config: "AdaptConfig", record: Record, tokenizer: Any, folder: Path) 
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else record.bos_token_id
     assert eos is not None  # adopt refuses a parent with neither
     layout = (tokenizer, record.bos_token_id, eos, config.length)
+    # the small one first: a broken row in it should not be found after hours of packing
+    rows = None if config.eval_data is None else build(config.eval_data, *layout, folder / "eval").with_format("torch")
     packed = build(config.data, *layout, folder / "train").with_format("torch")
-    if config.eval_data is not None:
-        rows = build(config.eval_data, *layout, folder / "eval").with_format("torch")
+    if rows is not None:
         return packed, _spread(rows, config.eval_blocks)
     keep = len(packed) - config.eval_blocks
     if keep < 1:
         raise BadInput(
-            f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens; {config.eval_blocks} are held out"
+            f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens; {config.eval_blocks} are held out; "
+            "give more text, or set eval_blocks lower"
         )
     return packed.select(range(keep)), _spread(packed.select(range(keep, len(packed))), config.eval_blocks)
 
@@ -124,14 +174,10 @@ def evaluate(denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, confi
 
 def make_trainer(
     config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, curriculum: Curriculum,
-    training: Any, held_out: Tensor, at: dict[str, int],
+    training: Any, held_out: Tensor, at: dict[str, int], progress: ProgressLine,
 ) -> Any:  # fmt: skip
     import transformers
 
-    from diffulm.training.progress import ProgressLine
-    from diffulm.training.trainer import DiffusionTrainer, Pace
-
-    tokens_a_step = config.global_batch * config.length
     args = transformers.TrainingArguments(
         output_dir=str(folder.path), max_steps=config.steps, learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.lr_schedule, config.lr_schedule),
@@ -140,6 +186,8 @@ def make_trainer(
         logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
         save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
+        # Experts that no token was sent to have no gradient; anywhere else DDP would look for such in vain, and say so.
+        ddp_find_unused_parameters="expert" in str(denoiser.config.to_dict()),
         use_cache=getattr(denoiser.config, "use_cache", True),  # Trainer writes it into the config, which is the parent's
     )  # fmt: skip
     args._n_gpu = min(
@@ -150,12 +198,11 @@ def make_trainer(
     samples = Samples(
         training, denoiser.record.bos_token_id is not None, config.seed, config.global_batch, config.steps
     )
-    pace = Pace(folder, curriculum, tokens_a_step, at["eval"], config.save_seconds)
-    what = "pre-training" if curriculum.autoregressive else "adapting"
+    pace = Pace(folder, curriculum, tokens_a_step(config), at["eval"], config.save_seconds)
     trainer = DiffusionTrainer(
         denoiser, curriculum, folder, samples, args, tokenizer,
         evaluate_with=lambda: evaluate(denoiser, curriculum, held_out, config),
-        callbacks=[pace, ProgressLine(what, tokens_a_step)],
+        callbacks=[pace, progress],
     )  # fmt: skip
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     return trainer

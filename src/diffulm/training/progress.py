@@ -1,5 +1,6 @@
 """A line of progress: loss, tokens a second, time left; a live bar in a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -7,30 +8,30 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+NARROW = 60  # columns: below, there is room for the step and the loss alone
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 
 class ProgressLine(TrainerCallback):
-    """Writes to stderr only: stdout belongs to the result."""
+    """Writes to stderr only: stdout belongs to the result. Draws in place on a terminal that takes escape codes; what it
+    cannot write it leaves out, for nobody looks and the run is worth more than the line."""
 
     def __init__(self, what: str, tokens_a_step: int) -> None:
         self.what, self.tokens_a_step = what, tokens_a_step
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
-        self.printed = 0.0
+        self.printed, self.narrow = 0.0, False
         self.step, self.since = 0, time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.step, self.since = state.global_step, time.monotonic()
-        if not state.is_world_process_zero or not self.console.is_terminal:
+        console = self.console
+        if not state.is_world_process_zero or not console.is_terminal or console.is_dumb_terminal or console.no_color:
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console)
+        text = TextColumn("{task.fields[text]}")
+        self.narrow = console.width < NARROW
+        whole = (TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
+        self.bar = Progress(*((text,) if self.narrow else whole), console=console)
         self.task = self.bar.add_task(self.what, total=state.max_steps, completed=state.global_step, text="")
         self.bar.start()
 
@@ -45,7 +46,7 @@ class ProgressLine(TrainerCallback):
         rate = (state.global_step - self.step) * self.tokens_a_step / max(now - self.since, 1e-9)
         self.step, self.since = state.global_step, now
         left = (state.max_steps - state.global_step) * self.tokens_a_step / max(rate, 1e-9)
-        self._show(state, f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s", f", {_clock(left)} left")
+        self._show(state, f"loss {logs['loss']:.3f}", f", {rate:,.0f} tokens/s", f", {_clock(left)} left")
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
@@ -53,24 +54,33 @@ class ProgressLine(TrainerCallback):
         shown = [f"{k.removeprefix('eval_')} {v:.3f}" for k, v in (metrics or {}).items() if isinstance(v, float)]
         text = f"step {state.global_step}: held-out {', '.join(shown)}"
         if self.bar:
-            self.bar.console.print(text)
+            with contextlib.suppress(OSError):
+                self.bar.console.print(text)
         elif state.is_world_process_zero:
+            self._print(text)
+
+    def close(self) -> None:
+        """Give the terminal back, cursor and all; however training ended."""
+        if self.bar:
+            with contextlib.suppress(OSError):
+                self.bar.stop()
+            self.bar = None
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):
             print(f"{self.what}: {text}", file=self.console.file, flush=True)
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def _show(self, state: TrainerState, text: str, left: str) -> None:
+    def _show(self, state: TrainerState, loss: str, rate: str, left: str) -> None:
         if not state.is_world_process_zero:
             return
         seen = f"{state.global_step * self.tokens_a_step / 1e6:.2f}M tokens"
         if self.bar:
-            self.bar.update(self.task, text=f"{seen}, {text}")
+            short = f"{state.global_step}/{state.max_steps} {loss}"
+            self.bar.update(self.task, text=short if self.narrow else f"{seen}, {loss}{rate}")
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
             at = f"step {state.global_step}/{state.max_steps}, {seen}"
-            print(f"{self.what}: {at}, {text}{left}", file=self.console.file, flush=True)
+            self._print(f"{at}, {loss}{rate}{left}")
 
 
 def _clock(seconds: float) -> str:

@@ -23,7 +23,7 @@ def write_report(folder: Path, title: str, facts: dict[str, Any], sections: str 
         f"<style>{STYLE}</style></head><body>{body}<h2>Config</h2><pre>{html.escape(config)}</pre></body></html>\n"
     )
     file = folder / "report.html"
-    file.write_text(page, "utf-8")
+    file.write_text(page, "utf-8", errors="backslashreplace")  # names of files need not be text
     return file
 
 

@@ -3,25 +3,31 @@ and an exact resume."""
 
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import SequentialSampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from diffulm.denoiser import disk
 from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.save import flush, sync, write_model
 from diffulm.objective import ratio
+from diffulm.training import checkpoints, processes
 from diffulm.training.curriculum import Curriculum, Samples
-from diffulm.training.run_folder import RunFolder
+from diffulm.training.run_folder import RESUMES, RunFolder
 
 OPTIMIZER, GROUPS, SCHEDULER = "optimizer.safetensors", "optimizer.json", "scheduler.json"
+GENERATORS = "generators.json"
 Metrics = dict[str, Any]
 
 
@@ -71,8 +77,10 @@ class DiffusionTrainer(Trainer):
         """world size x sum(CE weight) / denominator: DDP averages over ranks, which the factor undoes."""
         where = inputs["where"]
         visible = self._visible_at(int(inputs["step"][0]), where)
-        ce = self.denoiser.on(model).cross_entropy(inputs["canvas"], inputs["ids"][where], where, visible)
+        ce, balance = self.denoiser.on(model).training_losses(inputs["canvas"], inputs["ids"][where], where, visible)
         loss = self.args.world_size * ratio((ce * inputs["weight"][where]).sum(), num_items_in_batch)
+        if balance is not None:  # a mean over micro-batches and, by DDP, over ranks
+            loss = loss + balance / self.current_gradient_accumulation_steps
         return (loss, None) if return_outputs else loss
 
     def _visible_at(self, step: int, where: Tensor) -> Tensor | None:
@@ -98,30 +106,34 @@ class DiffusionTrainer(Trainer):
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer writes into a folder called .tmp; fsync, then rename: a checkpoint that can be seen is whole."""
+        """Trainer writes into a folder called .tmp; seal, fsync, then rename: a checkpoint that can be seen is whole."""
         root, name = self.run_folder.path, f"checkpoint-{self.state.global_step}"
         saving = root / "saving.tmp"
         keep, self.args.output_dir, self.args.save_total_limit = self.args.save_total_limit, str(saving), None
         try:
-            super()._save_checkpoint(model, trial)
+            with disk.writing(root, checkpoint_bytes(self.denoiser.model), RESUMES):
+                super()._save_checkpoint(model, trial)
+                processes.all_of(None)  # whatever the others have to write is written
+                if self.args.should_save:
+                    self.run_folder.complete(saving / name)
+                    flush(saving / name)
+        except BaseException:
+            shutil.rmtree(saving, ignore_errors=True)  # on a full disk it would be in the way
+            raise
         finally:
             self.args.output_dir, self.args.save_total_limit = str(root), keep
-        if self.args.world_size > 1:
-            self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        flush(saving / name)
-        if (root / name).exists():
-            shutil.rmtree(root / name)
+        shutil.rmtree(root / name, ignore_errors=True)
         os.rename(saving / name, root / name)
         saving.rmdir()
         sync(root)
-        old = sorted((p for p in root.glob("checkpoint-*")), key=lambda p: int(p.name.split("-")[1]))
-        for path in old[: -(keep or 1)]:
-            shutil.rmtree(path, ignore_errors=True)
+        checkpoints.keep_newest(root, keep or 1)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model as a plain checkpoint; no pickled training_args.bin."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.run_folder.path)
         write_model(self.denoiser.model, self.tokenizer_to_save, folder, self.saved_record(), state_dict)
 
@@ -141,6 +153,22 @@ class DiffusionTrainer(Trainer):
         (Path(output_dir) / GROUPS).write_text(json.dumps(state["param_groups"]), "utf-8")
         (Path(output_dir) / SCHEDULER).write_text(json.dumps(scheduler.state_dict()), "utf-8")
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        with quietly():  # another micro-batch or number of processes than before: the same batch, nothing to warn of
+            return super()._init_training_state(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        states = processes.all_of(generators())
+        if self.args.should_save:
+            (Path(output_dir) / GENERATORS).write_text(json.dumps(states), "utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = json.loads((Path(checkpoint) / GENERATORS).read_text("utf-8"))
+        if len(states) == self.args.world_size:  # on another number of processes there is nothing to go on from
+            set_generators(states[self.args.process_index])
+
     def _optimizer_and_scheduler(self) -> tuple[Any, Any]:
         assert self.optimizer is not None and self.lr_scheduler is not None
         return self.optimizer, self.lr_scheduler
@@ -157,6 +185,31 @@ class DiffusionTrainer(Trainer):
         groups = json.loads((Path(checkpoint) / GROUPS).read_text("utf-8"))
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text("utf-8")))
+
+
+def checkpoint_bytes(model: Any) -> int:
+    """About what a checkpoint takes: the weights, and two moments of each for AdamW."""
+    return 3 * disk.size(model)
+
+
+def generators() -> dict[str, Any]:
+    """The state of every global random generator as plain values. Our own noise needs none of them; dropout does."""
+    numbers: Any = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [numbers[0], numbers[1].tolist(), *numbers[2:]],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+    }
+
+
+def set_generators(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
 
 
 class Pace(TrainerCallback):
