@@ -1,6 +1,7 @@
 """For all tests: no network, one thread, shapes checked on every call of layers 0 to 3, the folder of shared data."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before anything imports a Hugging Face library: they read these once.
@@ -14,6 +15,9 @@ os.environ |= {
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# A shell that starts this in the background has Ctrl-C ignored, here and in every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The models are tiny: a second thread costs more than it brings, and much more where the machine is busy.
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -45,6 +45,7 @@ def test_every_key_is_tried():
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.fixed_dictionaries(REQUIRED, optional=OPTIONAL))
+@example({"model": "0\x85", "data": ["a\u2028b", "\ufeff", "'\r"], "out": "é\u0085\n", "tokens": 1})
 def test_what_a_run_writes_is_read_as_the_same_config(values):
     try:
         config = AdaptConfig(**values)

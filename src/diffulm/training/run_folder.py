@@ -27,6 +27,17 @@ FREE_KEYS = ("out", "micro_batch", "device", "logging", "save_seconds", "keep_ch
 RESUMES = "the same command goes on from the last checkpoint"
 
 
+class _Dumper(yaml.SafeDumper):
+    """What is read again as it was: PyYAML writes U+0085 and its like bare, and reads the end of a line."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _text)
+
+
 class RunFolder:
     """One run. `config` is the resolved config as plain values; `data` names the blocks it trains on, by checksum."""
 
@@ -109,7 +120,7 @@ class RunFolder:
             self._lock(lock, fcntl.LOCK_EX)
             self._check_owner()
             if not (self.path / "config.yaml").exists():
-                self.write("config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+                self.write("config.yaml", yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
             yield
 
     def _lock(self, file: IO[str], kind: int) -> None:
