@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from diffulm.checkpoint.load import load
 from diffulm.data.blocks import build
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.load import load
 from diffulm.evaluation import generation, infilling, likelihood
 
 LENGTH, BLOCKS, LEFT_TO_RIGHT_BLOCKS, DRAWS = 128, 128, 32, 32

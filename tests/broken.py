@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from diffulm.checkpoint.files import write_checksums
+from diffulm.checkpoint.save import save
 from diffulm.cli import main
 from diffulm.denoiser.adopt import adopt as adopt_model
-from diffulm.denoiser.files import write_checksums
 from diffulm.denoiser.quiet import quietly
-from diffulm.denoiser.save import save
 from models import T5, build, tokenizer
 
 SECONDS = 20.0  # what any bad input may take; of the processor, as the machine may have other work

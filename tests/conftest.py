@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 CHECKED = (
     *("randomness", "visibility", "schedule", "noise", "objective", "bounds"),
-    *("denoiser", "families"),
+    *("denoiser", "checkpoint", "families"),
     *("canvas", "samplers", "data"),
     "lm",
 )

@@ -8,10 +8,10 @@ import transformers
 from transformers.utils import logging
 
 from diffulm import visibility
+from diffulm.checkpoint.opening import Refused, open_parent
+from diffulm.checkpoint.save import save
 from diffulm.denoiser import probe as probing
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.opening import Refused, open_parent
-from diffulm.denoiser.save import save
 from diffulm.denoiser.tile import tiled
 from diffulm.recipes.inspect import inspect
 from models import FAMILIES, T5, VOCABULARY, bad, build, ids, tokenizer

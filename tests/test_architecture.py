@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds costs",
-    1: "denoiser families",
+    1: "denoiser checkpoint families",
     2: "canvas options samplers data",
     3: "lm watch",
     4: "evaluation",
@@ -113,8 +113,8 @@ def test_imports_go_down(path):
         ("noise", "import diffulm"),
         ("noise", "from . import lm"),
         ("noise", "import transformers.models"),
-        ("denoiser.load", "from ..lm import load"),
-        ("denoiser.load", "import_module(f'diffulm.recipes.{name}')"),
+        ("checkpoint.load", "from ..lm import load"),
+        ("checkpoint.load", "import_module(f'diffulm.recipes.{name}')"),
         ("lm", "import diffulm.cli"),
         ("samplers.random", "from diffulm.samplers import confidence"),
         ("samplers.random", "from .confidence import confidence"),

@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from diffulm import lm as lms
-from diffulm.denoiser import card
+from diffulm.checkpoint import card
+from diffulm.checkpoint.card import Facts, edited, text
+from diffulm.checkpoint.load import load
+from diffulm.checkpoint.origin import front_matter, hub_name, shown
+from diffulm.checkpoint.save import save
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.card import Facts, edited, text
-from diffulm.denoiser.load import load
-from diffulm.denoiser.origin import front_matter, hub_name, shown
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.save import save
 from diffulm.recipes import pocket
 from diffulm.recipes.adapt import run
 from diffulm.recipes.convert import export, import_checkpoint
@@ -63,7 +63,7 @@ def test_the_text_says_what_is_known():
         "| mask token | id 64 |", "| attention | full |", "`mit`, that of its parent `gpt2`", "`text.jsonl`",
         "50,000,000 tokens in 12 steps", "objective=bound length=32", "On 4 held-out blocks",
         "| any-order bound | 3.250 ± 0.010 |", "| AR loss of the parent | 2.500 |",
-        "import diffulm\n\nlm = diffulm.load('mine')\nprint(lm.infill(", "written by diffulm 0.",
+        'import diffulm\n\nlm = diffulm.load("mine")\nprint(lm.infill(', "written by diffulm 0.",
     ):  # fmt: skip
         assert part in written, part
     told = metadata(written)

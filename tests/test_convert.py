@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_file
 from torch import nn
 
+from diffulm.checkpoint import tensors
+from diffulm.checkpoint.files import CHECKSUMS, read_config
+from diffulm.checkpoint.load import load
+from diffulm.checkpoint.save import save
 from diffulm.cli import main
-from diffulm.denoiser import tensors
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.files import CHECKSUMS, read_config
-from diffulm.denoiser.load import load
-from diffulm.denoiser.save import save
 from diffulm.recipes.convert import export, import_checkpoint
 from layouts import TEXT, TIED_NOTE, byte_pairs, published_name, released
 from models import VOCABULARY, bad, build, ids, tokenizer

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffulm import costs, visibility
+from diffulm.checkpoint.outline import geometry
 from diffulm.costs import CARDS, Geometry, estimates, flop_parts, flops, hours, inference_memory, training_memory
 from diffulm.denoiser import denoiser as denoising
 from diffulm.denoiser.denoiser import Denoiser
-from diffulm.denoiser.outline import geometry
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tile_rows
 from models import build

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffulm
+from diffulm.checkpoint import files
 from diffulm.cli import main
-from diffulm.denoiser import files
 from diffulm.recipes import doctor, machine
 from diffulm.recipes.doctor import CORE, Need
 

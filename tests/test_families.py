@@ -7,10 +7,10 @@ from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from diffulm import visibility
+from diffulm.checkpoint.opening import Refused
 from diffulm.denoiser import probe as probing
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import evaluating
-from diffulm.denoiser.opening import Refused
 from diffulm.denoiser.probe import LEFT, NOTHING, OBEYS, PARALLEL
 from families import ATTENTION, HYBRID, REFUSED
 from models import bad, ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffulm.denoiser import disk
+from diffulm.checkpoint import disk
 from forks import Child, Forks
 from models import bad
 from runs import short, timeless, weights

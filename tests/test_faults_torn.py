@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffulm.denoiser import disk
+from diffulm.checkpoint import disk
 from diffulm.lm import load
 from forks import Forks
 from models import bad
@@ -251,7 +251,7 @@ def test_only_what_the_dead_left_is_cleared_away(tmp_path):
 PUBLISH = """
 import os, signal, time
 from pathlib import Path
-from diffulm.denoiser.save import write_model
+from diffulm.checkpoint.save import write_model
 from diffulm.lm import load
 from diffulm.training.run_folder import RunFolder
 lm, run, delay = load(os.environ["NEW"]), RunFolder(Path(os.environ["TARGET"]), {}), float(os.environ["DELAY"])

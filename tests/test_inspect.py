@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 
+from diffulm.checkpoint.outline import skeleton, stored_tensors
+from diffulm.checkpoint.save import save
 from diffulm.cli import main
 from diffulm.cli.inspect import show
 from diffulm.denoiser import probe as probing
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.outline import skeleton, stored_tensors
-from diffulm.denoiser.save import save
 from diffulm.errors import BadInput
 from diffulm.options import sampler_names
 from diffulm.recipes import inspect as inspecting

@@ -352,8 +352,8 @@ def test_adopt_load_and_save_wrap_the_denoiser(monkeypatch, tmp_path):
         return lambda *arguments: calls.append(arguments) or value
 
     monkeypatch.setattr("diffulm.denoiser.adopt.adopt", returning((lm.denoiser, lm.tokenizer)))
-    monkeypatch.setattr("diffulm.denoiser.load.load", returning((lm.denoiser, lm.tokenizer)))
-    monkeypatch.setattr("diffulm.denoiser.save.save", returning(None))
+    monkeypatch.setattr("diffulm.checkpoint.load.load", returning((lm.denoiser, lm.tokenizer)))
+    monkeypatch.setattr("diffulm.checkpoint.save.save", returning(None))
     for made in (adopt("gpt2", mask_token=7, dtype=torch.bfloat16), load(tmp_path, mask_token_id=9)):
         assert made.denoiser is lm.denoiser
         assert made.tokenizer is lm.tokenizer

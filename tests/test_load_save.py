@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffulm import visibility
-from diffulm.denoiser import files, opening
-from diffulm.denoiser import save as saving
+from diffulm.checkpoint import files, opening
+from diffulm.checkpoint import save as saving
+from diffulm.checkpoint.files import CHECKSUMS, locate, newest_checkpoint, read_config
+from diffulm.checkpoint.load import load
+from diffulm.checkpoint.save import save, write_model
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.files import CHECKSUMS, locate, newest_checkpoint, read_config
-from diffulm.denoiser.load import load
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.save import save, write_model
 from models import VOCABULARY, bad, build, flip, ids, tokenizer
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from diffulm.checkpoint.opening import beginning
 from diffulm.denoiser.mask_token import choose
-from diffulm.denoiser.opening import beginning
 from models import bad, tokenizer
 
 RESERVED = "<|reserved_special_token_0|>"

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffulm.denoiser import files
-from diffulm.denoiser.files import absent, hub_answers, locate
-from diffulm.denoiser.opening import first_line, not_finite
+from diffulm.checkpoint import files
+from diffulm.checkpoint.files import absent, hub_answers, locate
+from diffulm.checkpoint.opening import first_line, not_finite
 from diffulm.denoiser.quiet import quietly
 from models import bad, build, tokenizer
 

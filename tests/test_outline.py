@@ -7,9 +7,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from diffulm.denoiser.files import read_config
-from diffulm.denoiser.opening import decoder_config
-from diffulm.denoiser.outline import geometry, odd_ones, outline, size_on_disk, skeleton, stored_tensors
+from diffulm.checkpoint.files import read_config
+from diffulm.checkpoint.opening import decoder_config
+from diffulm.checkpoint.outline import geometry, odd_ones, outline, size_on_disk, skeleton, stored_tensors
 from models import bad, build
 
 MIXTRAL_8X7B = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffulm.denoiser import load as loading
-from diffulm.denoiser.files import read_config, write_checksums
-from diffulm.denoiser.load import load
+from diffulm.checkpoint import load as loading
+from diffulm.checkpoint.files import read_config, write_checksums
+from diffulm.checkpoint.load import load
+from diffulm.checkpoint.released import Misfit, is_released
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.released import Misfit, is_released
 from layouts import TEXT, TIED_NOTE, byte_pairs, released
 from models import VOCABULARY, bad, build, flip, ids, tokenizer
 

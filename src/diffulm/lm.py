@@ -188,7 +188,7 @@ class DiffusionLM:
         path: a new or empty folder; with `overwrite` also one that holds a model and nothing else, which is replaced at
         one stroke. BadInput for anything else, and nothing is written.
         """
-        from diffulm.denoiser.save import save
+        from diffulm.checkpoint.save import save
 
         save(self.denoiser, self.tokenizer, path, overwrite)
 
@@ -318,9 +318,9 @@ def adopt(
 def load(source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None) -> DiffusionLM:
     """Open an adapted checkpoint: ours, or the released DiffuGPT / DiffuLLaMA layouts.
 
-    See `diffulm.denoiser.load.load` for the arguments and what is refused.
+    See `diffulm.checkpoint.load.load` for the arguments and what is refused.
     """
-    from diffulm.denoiser.load import load as load_denoiser
+    from diffulm.checkpoint.load import load as load_denoiser
 
     denoiser, tokenizer = load_denoiser(source, mask_token_id, dtype)
     last = max(tokenizer.get_vocab().values(), default=-1) if tokenizer is not None else -1

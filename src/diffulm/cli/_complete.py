@@ -26,7 +26,7 @@ def attach(verb: Callable[..., Any]) -> None:
 
 def models() -> list[str]:
     """The shipped models; where none fits, the shell goes on with files and folders."""
-    from diffulm.denoiser.files import SHIPPED
+    from diffulm.checkpoint.files import SHIPPED
 
     return list(SHIPPED)
 

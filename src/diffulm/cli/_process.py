@@ -22,9 +22,8 @@ def begin() -> None:
     """Make this process ours. Not for `main` called from Python: signals and streams are then the caller's."""
     _open_streams()
     if os.environ.get("NO_COLOR"):
-        os.environ["TERM"] = (
-            "dumb"  # rich leaves out colours only; who wants none is not served with bold and cursors either
-        )
+        # rich leaves out colours only; who wants none is not served with bold and cursors either
+        os.environ["TERM"] = "dumb"
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell is not to hear Ctrl-C
             signal.signal(number, _stop)

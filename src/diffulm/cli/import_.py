@@ -24,7 +24,7 @@ def import_(
     Bit for bit, in the dtype it has. Every tensor that is missing, unexpected or misshapen is named.
     """
     with _common.only_result() as out_stream:
-        from diffulm.denoiser.released import Misfit
+        from diffulm.checkpoint.released import Misfit
         from diffulm.recipes.convert import import_checkpoint
 
         try:

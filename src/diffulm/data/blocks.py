@@ -16,8 +16,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from diffulm.checkpoint.files import digest
 from diffulm.data.documents import documents, sources
-from diffulm.denoiser.files import digest
 from diffulm.errors import BadInput
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1000, 4_000_000  # as much text as is tokenised at once

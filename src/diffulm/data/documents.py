@@ -17,8 +17,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import cast
 
-from diffulm.denoiser.files import hub_answers
-from diffulm.denoiser.opening import first_line
+from diffulm.checkpoint.files import hub_answers
+from diffulm.checkpoint.opening import first_line
 from diffulm.errors import BadInput, nearest, shown
 
 KINDS = (".txt", ".jsonl", ".parquet")

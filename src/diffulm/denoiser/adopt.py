@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffulm.checkpoint.opening import Refused, beginning, first_line, not_finite, open_parent, parent_of
 from diffulm.denoiser import layers
 from diffulm.denoiser import mask_token as masks
 from diffulm.denoiser.denoiser import Denoiser, evaluating, input_device
-from diffulm.denoiser.opening import Refused, beginning, first_line, not_finite, open_parent, parent_of
 from diffulm.denoiser.probe import LENGTH, Probe, moved, probe
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from diffulm.checkpoint.opening import first_line
 from diffulm.denoiser import layers
-from diffulm.denoiser.opening import first_line
 from diffulm.errors import BadInput
 
 WINDOW = 4

@@ -16,14 +16,14 @@ from typing import Any
 import transformers
 
 from diffulm import families
-from diffulm.denoiser import card, disk, released, tensors
-from diffulm.denoiser.files import check_sums, read_config
-from diffulm.denoiser.load import checked, folder_of, refuse_plain
-from diffulm.denoiser.opening import open_tokenizer
-from diffulm.denoiser.origin import shown
+from diffulm.checkpoint import card, disk, released, tensors
+from diffulm.checkpoint.files import check_sums, read_config
+from diffulm.checkpoint.load import checked, folder_of, refuse_plain
+from diffulm.checkpoint.opening import open_tokenizer
+from diffulm.checkpoint.origin import shown
+from diffulm.checkpoint.save import TOKENIZER_FILES, appearing, finish, write_config
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.save import TOKENIZER_FILES, appearing, finish, write_config
 from diffulm.errors import BadInput, unknown
 
 # The class that reads any tokenizer.json: its name in transformers 5, and in 4.44, on which the published code runs.

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from diffulm.canvas import Hole
+from diffulm.checkpoint.opening import open_parent
 from diffulm.data import stdlib
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.opening import open_parent
 from diffulm.denoiser.quiet import quietly
 from diffulm.evaluation import infilling
 from diffulm.evaluation.infilling import Filled, Task

@@ -164,7 +164,7 @@ def shipped_models() -> Section:
     """name -> "whole", or what is wrong with it: weights are compared with their sha256."""
     found: Section = {}
     try:
-        from diffulm.denoiser.files import SHIPPED, check_sums, locate, read_config
+        from diffulm.checkpoint.files import SHIPPED, check_sums, locate, read_config
     except Exception as error:
         return {"failed": reason(error)}
     for name in SHIPPED:

@@ -14,12 +14,11 @@ import torch
 from pydantic import Field
 
 from diffulm import costs, families
-from diffulm.denoiser import released
-from diffulm.denoiser.adopt import Examined, choose, examine
-from diffulm.denoiser.files import locate, read_config
-from diffulm.denoiser.load import checked as within_vocabulary
-from diffulm.denoiser.load import load
-from diffulm.denoiser.opening import (
+from diffulm.checkpoint import released
+from diffulm.checkpoint.files import locate, read_config
+from diffulm.checkpoint.load import checked as within_vocabulary
+from diffulm.checkpoint.load import load
+from diffulm.checkpoint.opening import (
     Refused,
     decoder_config,
     open_parent,
@@ -27,10 +26,11 @@ from diffulm.denoiser.opening import (
     parent_of,
     stored_dtype,
 )
-from diffulm.denoiser.outline import Misfit, geometry, outline, size_on_disk, skeleton, stored_tensors
+from diffulm.checkpoint.outline import Misfit, geometry, outline, size_on_disk, skeleton, stored_tensors
+from diffulm.checkpoint.tensors import Stored
+from diffulm.denoiser.adopt import Examined, choose, examine
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.tensors import Stored
 from diffulm.denoiser.twin import twin_of
 from diffulm.errors import BadInput
 from diffulm.options import Options, checked

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
+from diffulm.checkpoint.outline import Misfit, geometry
 from diffulm.denoiser import layers
-from diffulm.denoiser.outline import Misfit, geometry
 from diffulm.denoiser.record import Record
 from diffulm.options import ScoreOptions, sampler_names
 

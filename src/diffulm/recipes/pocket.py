@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from diffulm.denoiser import card
+    from diffulm.checkpoint import card
 
 VOCABULARY = 2048
 CONTEXT = 256
@@ -168,9 +168,9 @@ def ship(parent: str | Path, child: str | Path, assets: str | Path = ASSETS) -> 
     """
     import torch
 
-    from diffulm.denoiser.load import load
-    from diffulm.denoiser.opening import open_parent
-    from diffulm.denoiser.save import write_model
+    from diffulm.checkpoint.load import load
+    from diffulm.checkpoint.opening import open_parent
+    from diffulm.checkpoint.save import write_model
 
     for run in (Path(parent), Path(child)):
         if not (run / "report.json").is_file():
@@ -189,7 +189,7 @@ def facts(name: str, run: Path) -> "card.Facts":
     """What the card of a shipped model says: all figures from its run's report.json, config.yaml and config.json."""
     import yaml
 
-    from diffulm.denoiser import card
+    from diffulm.checkpoint import card
     from diffulm.denoiser.record import Record
 
     report = json.loads((run / "report.json").read_text("utf-8"))

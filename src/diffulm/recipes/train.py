@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffulm.checkpoint import card, disk
+from diffulm.checkpoint.save import write_model
 from diffulm.data.blocks import build, fingerprint
 from diffulm.data.documents import sources
-from diffulm.denoiser import card, disk
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.save import write_model
 from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
 from diffulm.training import processes

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from diffulm.denoiser.files import digest
+from diffulm.checkpoint.files import digest
 from diffulm.errors import BadInput
 
 MANIFEST = "manifest.json"  # file name -> sha256

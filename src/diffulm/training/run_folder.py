@@ -16,9 +16,9 @@ from typing import IO, Any
 
 import yaml
 
-from diffulm.denoiser import disk
-from diffulm.denoiser.card import CARD
-from diffulm.denoiser.save import sync
+from diffulm.checkpoint import disk
+from diffulm.checkpoint.card import CARD
+from diffulm.checkpoint.save import sync
 from diffulm.errors import BadInput
 from diffulm.training import checkpoints, processes
 
@@ -177,7 +177,7 @@ class RunFolder:
 
     def publish(self, write_model: Callable[[Path], None]) -> list[Path]:
         """The final model to the root, file by file, config.json last: before that the root is no checkpoint.
-        write_model leaves its files flushed, as `denoiser.save.write_model` does. Returns the files."""
+        write_model leaves its files flushed, as `checkpoint.save.write_model` does. Returns the files."""
         partial = self.path / "final.tmp"
         shutil.rmtree(partial, ignore_errors=True)
         write_model(partial)

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from diffulm.denoiser import disk
+from diffulm.checkpoint import disk
+from diffulm.checkpoint.save import flush, sync, write_model
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.quiet import quietly
-from diffulm.denoiser.save import flush, sync, write_model
 from diffulm.objective import ratio
 from diffulm.training import checkpoints, processes
 from diffulm.training.curriculum import Curriculum, Samples

@@ -5,6 +5,7 @@ parent outlives any chain of loading and saving, because each new card is made f
 """
 
 import hashlib
+import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from diffulm.denoiser.origin import CARD, flat, folder_of, front_matter, hub_name, last_part, place, shown
+from diffulm.checkpoint.origin import CARD, flat, folder_of, front_matter, hub_name, last_part, place, shown
 from diffulm.denoiser.record import Record
 
 LEGAL = re.compile(r"(licen[cs]e|notice|copying|use_policy)([._-].*)?", re.IGNORECASE)
@@ -279,19 +280,19 @@ def _scores(training: dict[str, Any]) -> str:
 
 
 def _use(facts: Facts) -> str:
-    name = flat(facts.name)
+    name = json.dumps(flat(facts.name), ensure_ascii=False)
     if facts.record is None:
         lines = [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            f"model, tokenizer = (kind.from_pretrained({name!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))",
+            f"model, tokenizer = (kind.from_pretrained({name}) for kind in (AutoModelForCausalLM, AutoTokenizer))",
         ]
     else:
-        lines = ["import diffulm", "", f"lm = diffulm.load({name!r})"]
+        lines = ["import diffulm", "", f"lm = diffulm.load({name})"]
         call = (
-            "lm.generate('', length=32).text"
+            'lm.generate("", length=32).text'
             if facts.record.attention == "block"
-            else "lm.infill('A <hole:3> b.').text"
+            else 'lm.infill("A <hole:3> b.").text'
         )
         lines.append(f"print({call})")
     return "\n".join(["```python", *lines, "```"])

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from diffulm import families
-from diffulm.denoiser.files import check_sums, headers
-from diffulm.denoiser.opening import beginning, check_finite, decoder_config, first_line, open_tokenizer
+from diffulm.checkpoint.files import check_sums, headers
+from diffulm.checkpoint.opening import beginning, check_finite, decoder_config, first_line, open_tokenizer
+from diffulm.checkpoint.tensors import Stored, metadata, same_bits, stored
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.tensors import Stored, metadata, same_bits, stored
 from diffulm.errors import BadInput
 
 PREFIX, EMBEDDING = "denoise_model.", "embed_tokens.weight"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from diffulm import families
-from diffulm.denoiser import released
+from diffulm.checkpoint import released
+from diffulm.checkpoint.files import absent, headers, hub_answers, locate, read_config
+from diffulm.checkpoint.opening import decoder_config, first_line, load_weights, open_tokenizer
 from diffulm.denoiser.denoiser import Denoiser
-from diffulm.denoiser.files import absent, headers, hub_answers, locate, read_config
-from diffulm.denoiser.opening import decoder_config, first_line, load_weights, open_tokenizer
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput

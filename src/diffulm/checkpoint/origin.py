@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from diffulm.denoiser.files import SHIPPED, hub_answers, locate
+from diffulm.checkpoint.files import SHIPPED, hub_answers, locate
 from diffulm.errors import BadInput
 
 CARD = "README.md"

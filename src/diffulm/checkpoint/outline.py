@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from diffulm.checkpoint.files import INDEX, headers, read_object
+from diffulm.checkpoint.opening import first_line
+from diffulm.checkpoint.tensors import Stored, header
 from diffulm.costs import Geometry
 from diffulm.denoiser import layers
-from diffulm.denoiser.files import INDEX, headers, read_object
-from diffulm.denoiser.opening import first_line
-from diffulm.denoiser.tensors import Stored, header
 from diffulm.errors import BadInput
 
 WHOLE = "model.safetensors"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffulm.denoiser.files import INDEX, headers, read_object
+from diffulm.checkpoint.files import INDEX, headers, read_object
 from diffulm.errors import BadInput
 
 SHARD_BYTES = 5 * 10**9  # a file of this size is what transformers 4 made and every hub tool takes

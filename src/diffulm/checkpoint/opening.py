@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from diffulm.denoiser.files import absent, check_sums, headers, hub_answers, locate, read_config, read_object
+from diffulm.checkpoint.files import absent, check_sums, headers, hub_answers, locate, read_config, read_object
 from diffulm.errors import BadInput, shown
 
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffulm.denoiser import card, disk
+from diffulm.checkpoint import card, disk
+from diffulm.checkpoint.files import CHECKSUMS, write_checksums
+from diffulm.checkpoint.origin import CARD
 from diffulm.denoiser.denoiser import Denoiser
-from diffulm.denoiser.files import CHECKSUMS, write_checksums
-from diffulm.denoiser.origin import CARD
 from diffulm.denoiser.quiet import quietly
 from diffulm.errors import BadInput
 
