@@ -104,6 +104,7 @@ def test_seeing_both_sides_beats_seeing_the_left(lm, tasks):
     assert shipped > blind
 
 
+@pytest.mark.slow
 def test_the_card_s_losses_hold_on_this_python(lm, tmp_path):
     """Measured again on the card's own blocks: float32 here, bfloat16 weights shipped, other draws of the bound (0.05)."""
     if str(stdlib.fingerprint()["sha256"]) not in card("pocket"):
@@ -117,6 +118,7 @@ def test_the_card_s_losses_hold_on_this_python(lm, tmp_path):
     assert found.nats == pytest.approx(stated, abs=0.05 + 3 * found.stderr)
 
 
+@pytest.mark.slow
 def test_demo_goes_on_where_it_was_interrupted_and_never_over_a_finished_one(tmp_path):
     (tmp_path / "demo-1").mkdir()
     (tmp_path / "demo-1" / "report.json").write_text("{}")

@@ -94,6 +94,7 @@ def test_a_run_that_dies_anywhere_resumes_exactly(home, finished, tmp_path, monk
     assert timeless(out) == timeless(finished)
 
 
+@pytest.mark.slow
 def test_sigkill_and_the_same_command_again(home, finished, tmp_path):
     out = tmp_path / "run"
     pairs = [f"{key}={value}" for key, value in settings(home, out).items()]
