@@ -379,3 +379,5 @@ def test_a_given_mask_id_overrides_the_record(ours):
     for wrong in (65, -1):
         with bad(f"mask token id {wrong} lies outside its vocabulary of 65 rows"):
             load(ours, mask_token_id=wrong)
+    with bad("is its BOS token"):
+        load(ours, mask_token_id=load(ours)[0].record.bos_token_id)

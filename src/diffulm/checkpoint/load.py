@@ -56,6 +56,8 @@ def checked(record: Record, mask_token_id: int | None, vocabulary: int, source: 
         )
     if record.bos_token_id is not None and not 0 <= record.bos_token_id < vocabulary:
         raise BadInput(f"{source}: bos_token_id {record.bos_token_id} lies outside its vocabulary of {vocabulary} rows")
+    if mask == record.bos_token_id:
+        raise BadInput(f"{source}: mask token id {mask} is its BOS token; give another --mask-token-id")
     return replace(record, mask_token_id=mask)
 
 
