@@ -10,6 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def of_model(
 
 def of_files(found: Any, record: Record, home: Path, how: str, remarks: list[str]) -> Facts:
     """The facts of a folder that is converted: `found` is its `released.Plan`."""
-    count = sum(_count(tensor.shape) for tensor in found.tensors.values())
+    count = sum(prod(tensor.shape) for tensor in found.tensors.values())
     return _facts(
         home, how, found.config["architectures"][0], count, found.vocabulary, found.decoder, found.config["dtype"],
         record, record.parent, {}, str(found.place), remarks,
@@ -301,10 +302,3 @@ def _use(facts: Facts) -> str:
 def _table(head: list[str], rows: list[tuple[str, str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(flat(cell).replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,5 @@ def _write_file(file: Path, tensors: dict[str, Stored], told: dict[str, str]) ->
 
 def _width(tensor: Stored) -> int:
     """Bytes an element, rounded down; 0 for an empty tensor."""
-    count = 1
-    for size in tensor.shape:
-        count *= size
+    count = prod(tensor.shape)
     return tensor.size // count if count else 0

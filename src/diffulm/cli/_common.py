@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -66,7 +65,6 @@ def only_result() -> Iterator[TextIO]:
     error is the one line it should be. They read these variables when they are first imported.
     """
     out = sys.stdout
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names kernels that it could have as well
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
