@@ -113,8 +113,13 @@ def _adapter(folder: Path) -> BadInput:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step: a save in progress is called `.tmp` until it is whole."""
-    steps = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdecimal()}
-    return steps[max(steps)] if steps else None
+    return next(reversed(checkpoints_in(folder)), None)
+
+
+def checkpoints_in(run: Path) -> list[Path]:
+    """The folders checkpoint-N of a run by N. What is being written or was set aside has another name."""
+    found = {p: p.name.removeprefix("checkpoint-") for p in run.glob("checkpoint-*")}
+    return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
 
 
 def digest(file: Path) -> str:

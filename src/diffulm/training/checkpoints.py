@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from diffulm.checkpoint.files import digest
+from diffulm.checkpoint.files import checkpoints_in, digest
 from diffulm.errors import BadInput
 
 MANIFEST = "manifest.json"  # file name -> sha256
@@ -38,12 +38,6 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def in_order(root: Path) -> list[Path]:
-    """The folders checkpoint-N of a run by N. What is being written or was set aside has another name."""
-    found = {p: p.name.removeprefix("checkpoint-") for p in root.glob("checkpoint-*")}
-    return sorted((p for p, step in found.items() if step.isdecimal()), key=lambda p: int(found[p]))
-
-
 def step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
@@ -56,7 +50,7 @@ def newest_whole(root: Path) -> Path | None:
         BadInput: there are checkpoints, and all of them are damaged.
     """
     broken: dict[Path, str] = {}
-    for path in reversed(in_order(root)):
+    for path in reversed(checkpoints_in(root)):
         found = damage(path)
         if found is None:
             for each, why in broken.items():
@@ -74,5 +68,5 @@ def newest_whole(root: Path) -> Path | None:
 
 def keep_newest(root: Path, count: int) -> None:
     """Delete all checkpoints but the newest `count`."""
-    for path in in_order(root)[:-count]:
+    for path in checkpoints_in(root)[:-count]:
         shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ import yaml
 
 from diffulm.checkpoint import disk
 from diffulm.checkpoint.card import CARD
+from diffulm.checkpoint.files import checkpoints_in
 from diffulm.checkpoint.save import sync
 from diffulm.errors import BadInput
 from diffulm.training import checkpoints, processes
@@ -65,7 +66,7 @@ class RunFolder:
     def _check_owner(self) -> None:
         saved = self.path / "config.yaml"
         if not saved.exists():
-            if self.metrics.exists() or checkpoints.in_order(self.path):
+            if self.metrics.exists() or checkpoints_in(self.path):
                 raise BadInput(f"{saved}: is missing, so nobody knows what run this was; name another folder")
             # what a run killed at its very start leaves
             if self.path.exists() and any(p.name not in (".lock", "config.yaml.tmp") for p in self.path.iterdir()):
@@ -89,7 +90,7 @@ class RunFolder:
             found = json.loads((self.path / "report.json").read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             # a torn report is written again from the last checkpoint
-            if (self.path / "config.json").exists() and not checkpoints.in_order(self.path):
+            if (self.path / "config.json").exists() and not checkpoints_in(self.path):
                 raise BadInput(
                     f"{self.path / 'report.json'}: is missing or damaged, and there is no checkpoint to write it from; "
                     "name another folder"
