@@ -34,6 +34,14 @@ VALUES = {
     "logging_steps": COUNT, "eval_data": NAMES | st.none(), "eval_blocks": COUNT, "eval_samples": st.integers(2, 10**6),
     "eval_every": STEPS, "save_seconds": st.floats(0, allow_infinity=False), "keep_checkpoints": COUNT,
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "noise_ceiling": st.floats(0, 1), "ar_weight": st.floats(0, 100), "full_share": SHARE, "shift": st.booleans(),
+    "block_size": st.integers(1, 2**24) | st.none(), "adapter": st.sampled_from(["none", "lora"]),
+    "block_schedule": st.lists(st.fixed_dictionaries({"size": st.integers(1, 99) | st.none(), "steps": STEPS})) | st.none(),
+    "lora_rank": COUNT, "lora_alpha": st.floats(0, allow_infinity=False), "train_embeddings": st.booleans(),
+    "keep_adapter": st.booleans(), "quantise": st.sampled_from(["none", "8bit", "4bit"]), "checkpointing": st.booleans(),
+    "compile": st.booleans(), "sharding": st.sampled_from(["none", "full"]), "deepspeed": NAME | st.none(),
+    "packing": st.sampled_from(["stream", "documents"]), "bad_rows": st.sampled_from(["stop", "skip"]),
+    "report_to": st.lists(st.text(max_size=9), max_size=2),
 }  # fmt: skip
 REQUIRED = {key: VALUES[key] for key, field in AdaptConfig.model_fields.items() if field.is_required()}
 OPTIONAL = {key: value for key, value in VALUES.items() if key not in REQUIRED}

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from diffulm.errors import BadInput
 from diffulm.options import Count, Options, Seed, checked
@@ -47,13 +47,22 @@ Name = Annotated[str, AfterValidator(_name)]
 Token = Annotated[str, BeforeValidator(lambda t: str(t) if type(t) is int else t), AfterValidator(_token)]
 
 
+class Stage(Options):
+    """A part of a run under one kind of attention (LLaDA2.0 calls such a plan warm-up, stable, decay)."""
+
+    size: Annotated[int, Field(ge=1, le=2**24)] | None
+    """Positions of a block, 1 is exactly autoregressive; None: full attention."""
+    steps: Steps
+    """Its length; the last stage lasts to the end of the run whatever it says."""
+
+
 class AdaptConfig(Options):
     """Every setting of a run; `config.yaml` holds all of them."""
 
     model: Name
     """The AR parent: a folder, a hub id or a shipped name."""
     data: Name | list[Name]
-    """Text: .txt, .jsonl, .parquet (each also .gz), globs, folders, hub data sets."""
+    """Text: .txt, .jsonl, .parquet (each also .gz), globs, folders, hub data sets; or what `diffulm prepare` made."""
     out: Name
     """The run's folder."""
     tokens: Tokens
@@ -72,9 +81,21 @@ class AdaptConfig(Options):
     noise: Literal["bernoulli", "count"] = "bernoulli"
     noise_schedule: str = "linear"
     noise_floor: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    noise_ceiling: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Times are drawn between floor and ceiling (bernoulli)."""
+    ar_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of the AR loss on the same text, which keeps the causal view alive; costs a second forward."""
     annealing: Literal["bernoulli", "near", "none"] = "bernoulli"
     """How the future opens: at random, nearest first, or at once."""
     anneal_steps: Steps = 10_000
+    block_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    """Block-causal attention with clean context, in blocks of so many positions; None: full attention."""
+    block_schedule: list[Stage] | None = None
+    """Stages of other block sizes one after the other; the last one is what the model ends as."""
+    full_share: Share = 0.0
+    """Share of a block-causal run's steps that are taken under full attention, so that it can fill holes."""
+    shift: bool = True
+    """The output of row i predicts token i + 1, as in the parent; false: token i (the paper's ablation)."""
     mask_token: Token = "auto"
     """auto, new, an id or a token."""
     window: Literal["keep", "lift"] = "keep"
@@ -86,7 +107,31 @@ class AdaptConfig(Options):
     max_grad_norm: Positive = 1.0
     dropout: Share = 0.0
     precision: Literal["float32", "bf16"] = "bf16"
+    adapter: Literal["none", "lora"] = "none"
+    """lora: low-rank matrices on all linear layers of a frozen parent, through peft."""
+    lora_rank: Count = 16
+    lora_alpha: Positive = 32.0
+    train_embeddings: bool = True
+    """With an adapter: train the embeddings as well, as the paper does; false: of them the mask token's row alone."""
+    keep_adapter: bool = False
+    """Publish the adapter beside the name of its parent, which stays as it is; false: merge it into the weights."""
+    quantise: Literal["none", "8bit", "4bit"] = "none"
+    """How the frozen parent is held (QLoRA); needs bitsandbytes."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the decoder layers."""
+    sharding: Literal["none", "full"] = "none"
+    """full: weights, gradients and moments are split over the processes (FSDP2)."""
+    deepspeed: Name | None = None
+    """A DeepSpeed JSON file, or zero3: the one that is shipped."""
+    packing: Literal["stream", "documents"] = "stream"
+    """stream: EOS between documents, as in the paper; documents: each has its own BOS and sees only itself."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """A row of data that cannot be read: an error, or left out and counted."""
     logging_steps: Count = 10
+    report_to: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl, as transformers names them: tensorboard, wandb, ..."""
     eval_data: Name | list[Name] | None = None
     """Held-out text; None: the last `eval_blocks` blocks of `data` are kept out of training."""
     eval_blocks: Count = 32
@@ -112,6 +157,16 @@ class AdaptConfig(Options):
         from diffulm import schedule
 
         return schedule.by_name(name).name
+
+    @model_validator(mode="after")
+    def _together(self) -> "AdaptConfig":
+        if self.objective == "autoregressive" and not self.shift:
+            raise BadInput("shift=false: an autoregressive run predicts the next token")
+        if self.block_size is not None and self.block_schedule is not None:
+            raise BadInput("block_size and block_schedule: give one of them")
+        if self.noise_floor >= self.noise_ceiling:
+            raise BadInput(f"noise_floor={self.noise_floor}: should be below noise_ceiling={self.noise_ceiling}")
+        return self
 
     @property
     def steps(self) -> int:

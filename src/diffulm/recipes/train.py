@@ -18,10 +18,11 @@ from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
 from diffulm.training import processes
 from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.pace import Pace
 from diffulm.training.progress import ProgressLine
 from diffulm.training.report import write_report
 from diffulm.training.run_folder import RESUMES, RunFolder, read_metrics
-from diffulm.training.trainer import DiffusionTrainer, Pace, checkpoint_bytes
+from diffulm.training.trainer import DiffusionTrainer, checkpoint_bytes
 
 if TYPE_CHECKING:
     from diffulm.recipes.adapt import AdaptConfig

@@ -24,7 +24,17 @@ from diffulm.errors import BadInput
 from diffulm.training import checkpoints, processes
 
 # What may differ between two commands of the same run: where it lies, on what it runs, how it is watched.
-FREE_KEYS = ("out", "micro_batch", "device", "logging", "save_seconds", "keep_checkpoints")
+FREE_KEYS = (
+    "out",
+    "micro_batch",
+    "device",
+    "report_to",
+    "save_seconds",
+    "keep_checkpoints",
+    "sharding",
+    "deepspeed",
+    "compile",
+)
 RESUMES = "the same command goes on from the last checkpoint"
 
 
