@@ -27,11 +27,13 @@ def adopt(
     window: str = "keep",
     dtype: torch.dtype | None = None,
     scratch: int | None = None,
+    shift: bool = True,
 ) -> tuple[Denoiser, Any]:
     """Take an AR checkpoint (folder, hub id) or a model instance as a diffusion model; nothing is trained yet.
 
     mask_token: see `mask_token.choose`. window: "keep" makes a sliding window symmetric, "lift" drops it.
     dtype None: float32. scratch: draw fresh weights of the same architecture from this seed (a baseline).
+    shift: row i predicts token i + 1, as in the parent; False unlearns that (the paper's ablation).
     An instance is changed in place: a mask row may be added to its embedding (and the token to the tokenizer given), its
     attention implementation is set, its config gets the record; one that is refused stays as it was. Returns (denoiser,
     tokenizer). Raises BadInput for what cannot be opened and when the probe refuses the model.
@@ -46,7 +48,7 @@ def adopt(
         if found.mask.new:
             _give_mask_row(model, tokenizer, found.mask.id)
     parent = parent_of(model) if isinstance(source, torch.nn.Module) else name
-    record = replace(found.record, parent=parent)
+    record = replace(found.record, parent=parent, shift=shift)
     model.config.diffulm = record.to_dict()
     return Denoiser(model, record, record.additive_mask), tokenizer
 

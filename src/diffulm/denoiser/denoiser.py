@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -164,6 +164,12 @@ class Denoiser:
         self._chunkable()  # measured once here, not by every copy
         other = copy.copy(self)
         other.module = module
+        return other
+
+    def shifted(self) -> "Denoiser":
+        """The same weights read as the AR parent is: row i predicts token i + 1, whatever the record says."""
+        other = copy.copy(self)
+        other.record = replace(self.record, shift=True)
         return other
 
     @property

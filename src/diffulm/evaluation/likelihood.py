@@ -65,7 +65,8 @@ def left_to_right(denoiser: Denoiser, blocks: Int[Tensor, "n l"]) -> Loss:
 
 
 def autoregressive(denoiser: Denoiser, blocks: Int[Tensor, "n l"]) -> Loss:
-    """The AR loss under a causal matrix: of a parent its own, of an adapted model that of its causal view. Needs shift."""
+    """The AR loss under a causal matrix: of a parent its own, of an adapted model that of its causal view, with shift."""
+    denoiser = denoiser.shifted()
     blocks = blocks.to(denoiser.device)
     causal = visibility.causal(blocks.shape[1], device=blocks.device)
     where = denoiser.predictable(blocks)

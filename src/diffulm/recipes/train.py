@@ -110,6 +110,7 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
         mask_token=config.mask_token,
         window=config.window,
         scratch=config.seed if config.scratch else None,
+        shift=config.shift,
     )
     if tokenizer is None:
         raise BadInput(

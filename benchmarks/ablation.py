@@ -1,0 +1,164 @@
+"""What of adaptation matters at this size: parent or scratch, shift, annealing; then longer runs of what is left.
+
+    python benchmarks/ablation.py grid PARENT TRAIN HELD_OUT RUNS       # 8 arms: 3 learning rates, then 3 seeds of the best
+    python benchmarks/ablation.py long PARENT TRAIN HELD_OUT RUNS       # 4M tokens: finalists, block-causal, AR term, adapter
+    python benchmarks/ablation.py measure PARENT TRAIN HELD_OUT RUNS [--json]
+
+Every cell is a run of `diffulm adapt`, so it resumes, and what is finished is not run again. Learning rates are chosen on
+blocks kept out of TRAIN, figures come from HELD_OUT. One process, two cells never share anything but the parent.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffulm
+from diffulm.checkpoint.load import load
+from diffulm.data.blocks import build
+from diffulm.denoiser.adopt import adopt
+from diffulm.evaluation import likelihood
+
+SEEDS = (0, 1, 2)
+RATES = {"arm": (1e-3, 3e-3, 8e-3), "control": (3e-4, 1e-3, 3e-3)}
+SHORT, LONG = "1M", "4M"
+BLOCKS, DRAWS, LEFT_TO_RIGHT_BLOCKS = 128, 16, 32
+T_95 = 4.303  # two-sided 95% of Student's t with two degrees of freedom: three seeds
+
+ARMS = {
+    f"{start}, {'shift' if shift else 'no shift'}, {'annealing' if annealing else 'none'}": {
+        "scratch": start == "scratch",
+        "shift": shift,
+        "annealing": "bernoulli" if annealing else "none",
+    }
+    for start, shift, annealing in itertools.product(("adapted", "scratch"), (True, False), (True, False))
+}
+CONTROL = {"objective": "autoregressive", "annealing": "none"}
+FIRST = "adapted, shift, annealing"
+LONGER = {
+    "finalist: annealing": {"annealing": "bernoulli", "learning_rate": 2e-3},
+    "finalist: none": {"annealing": "none", "learning_rate": 2e-3},
+    "AR term": {"ar_weight": 0.5, "learning_rate": 2e-3},
+    "block-causal": {"preset": "tiny-block"},
+    "adapter": {"preset": "adapter"},
+}
+
+
+def cell(asked: argparse.Namespace, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    out = Path(asked.runs) / name.replace(", ", "-").replace(": ", "-").replace(" ", "_")
+    if (out / "report.json").exists():  # even a finished run would be checked, file by file
+        return json.loads((out / "report.json").read_text())
+    settings = {"model": asked.parent, "data": asked.train, "eval_every": "100%", "save_seconds": 60, **settings}
+    return diffulm.adapt(settings.pop("preset", "tiny"), out=str(out), **settings)
+
+
+def chosen(asked: argparse.Namespace, name: str, arm: dict[str, Any]) -> float:
+    """The learning rate of the lowest held-out loss, of seed 0."""
+    key = "causal_view" if "objective" in arm else "bound"
+    rates = RATES["control" if "objective" in arm else "arm"]
+    found = {rate: one(asked, name, arm, rate, SEEDS[0])[key] for rate in rates}
+    print(name, found, flush=True)
+    return min(found, key=found.__getitem__)
+
+
+def one(asked: argparse.Namespace, name: str, arm: dict[str, Any], rate: float, seed: int) -> dict[str, Any]:
+    return cell(asked, f"{name}, {rate:g}, seed {seed}", {**arm, "tokens": SHORT, "learning_rate": rate, "seed": seed})
+
+
+def grid(asked: argparse.Namespace) -> None:
+    for name, arm in {**ARMS, "control": CONTROL}.items():
+        rate = chosen(asked, name, arm)
+        for seed in SEEDS[1:]:
+            one(asked, name, arm, rate, seed)
+
+
+def longer(asked: argparse.Namespace) -> None:
+    for name, settings in LONGER.items():
+        cell(asked, f"long, {name}", {**settings, "tokens": LONG})
+
+
+def held_out(asked: argparse.Namespace) -> torch.Tensor:
+    denoiser, tokenizer = adopt(asked.parent)
+    with tempfile.TemporaryDirectory() as folder:
+        bos = denoiser.record.bos_token_id
+        rows = build(asked.held_out, tokenizer, bos, tokenizer.eos_token_id, 128, Path(folder) / "blocks")
+        rows = rows.with_format("torch")
+        count = min(BLOCKS, len(rows))
+        return torch.stack([torch.as_tensor(rows[i * len(rows) // count]["ids"]).long() for i in range(count)])
+
+
+def losses(folder: Path, blocks: torch.Tensor) -> dict[str, float]:
+    """Both losses of a run, kept beside it; the same draws for every model, so that differences are paired."""
+    kept = folder / "ablation.json"
+    if not kept.exists():
+        config = json.loads((folder / "config.json").read_text())
+        if "diffulm" not in config:
+            denoiser, _ = adopt(str(folder))
+            found = {"autoregressive": likelihood.autoregressive(denoiser, blocks).nats}
+        else:
+            denoiser, _ = load(str(folder))
+            few = blocks[:: max(1, len(blocks) // LEFT_TO_RIGHT_BLOCKS)][:LEFT_TO_RIGHT_BLOCKS]
+            found = {
+                "bound": likelihood.bound(denoiser, blocks, DRAWS).nats,
+                "left_to_right": likelihood.left_to_right(denoiser, few).nats,
+                "causal_view": likelihood.autoregressive(denoiser, blocks).nats,
+            }
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """(mean, half width of its 95% interval over seeds)."""
+    return statistics.mean(values), T_95 * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    blocks = held_out(asked)
+    parent, _ = adopt(asked.parent)
+    few = blocks[:: max(1, len(blocks) // LEFT_TO_RIGHT_BLOCKS)][:LEFT_TO_RIGHT_BLOCKS]
+    report: dict[str, Any] = {
+        "parent": likelihood.autoregressive(parent, blocks).nats,
+        "parent_on_left_to_right_blocks": likelihood.autoregressive(parent, few).nats,
+        "arms": {},
+        "long": {},
+    }
+    root = Path(asked.runs)
+    for name, arm in {**ARMS, "control": CONTROL}.items():
+        rate = chosen(asked, name, arm)
+        folders = [root / f"{name}, {rate:g}, seed {s}".replace(", ", "-").replace(" ", "_") for s in SEEDS]
+        seeds = [losses(folder, blocks) for folder in folders]
+        report["arms"][name] = {"learning_rate": rate} | {key: [s[key] for s in seeds] for key in seeds[0]}
+    first = report["arms"][FIRST]
+    for arm in report["arms"].values():
+        for key in ("bound", "left_to_right") if "bound" in arm else ():
+            pairs = [a - b for a, b in zip(arm[key], first[key], strict=True)]
+            arm[f"{key}_minus_first"] = interval(pairs)
+    for name in LONGER:
+        folder = root / f"long, {name}".replace(", ", "-").replace(": ", "-").replace(" ", "_")
+        if (folder / "report.json").exists():
+            report["long"][name] = losses(folder, blocks)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("grid", "long", "measure"))
+    for name in ("parent", "train", "held_out", "runs"):
+        parser.add_argument(name)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    if asked.what != "measure":
+        (grid if asked.what == "grid" else longer)(asked)
+        return
+    report = measure(asked)
+    print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+
+
+if __name__ == "__main__":
+    main()
