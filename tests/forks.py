@@ -17,6 +17,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -119,6 +120,20 @@ class Forks:
     def diffulm(self, *arguments: str, first: str = "", **settings: Any) -> Child:
         """A command line; `first` is code that runs before it, with `when` at hand."""
         return self.start(f"from forks import when\n{first}\n{MAIN}", arguments, **settings)
+
+
+    def launched(self, count: int, *arguments: str, first: str = "", code: str = "") -> list[Child]:
+        """So many processes of one run, as torchrun would start them: of a command line, or of `code`."""
+        fresh = "from accelerate.state import PartialState; PartialState._reset_state()  # of the helper's own run\n"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        if code:
+            return [self.start(fresh + code, env=rank) for rank in ranks]
+        return [self.diffulm(*arguments, env=rank, first=fresh + first) for rank in ranks]
 
 
 def when(place: str, call: int, act: str) -> None:

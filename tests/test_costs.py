@@ -4,14 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from diffulm import costs, visibility
 from diffulm.checkpoint.outline import geometry
-from diffulm.costs import CARDS, Geometry, estimates, flop_parts, flops, hours, inference_memory, training_memory
-from diffulm.denoiser import denoiser as denoising
+from diffulm.costs import (
+    CARDS,
+    Geometry,
+    Method,
+    estimates,
+    flop_parts,
+    flops,
+    hours,
+    inference_memory,
+    training_memory,
+)
+from diffulm.denoiser import adapter, head
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tile_rows
+from memory import of_a_step
 from models import build
 
 TINY = Geometry(
@@ -56,10 +68,11 @@ def test_the_7b_run_of_the_paper():
     # 64 GH200 have the peak of as many H100: a day and a quarter at 40%
     assert hours(total, CARDS["H100 SXM"], 64, 0.4) == pytest.approx(30.3, abs=0.1)
     # why it needed sharding: the state alone is 108 GB, on 64 devices less than 2 GB each
-    whole, part = training_memory(LLAMA_7B, 2048), training_memory(LLAMA_7B, 2048, shards=64)
+    whole, part = (training_memory(LLAMA_7B, 2048, method=Method(shards=shards)) for shards in (1, 64))
     assert whole.total > CARDS["H100 SXM"].memory > part.total
-    assert part.gradients + part.moments == pytest.approx(12 * LLAMA_7B.parameters / 64, rel=1e-6)
-    assert part.activations == whole.activations
+    assert part.moments == pytest.approx(8 * LLAMA_7B.parameters / 64, rel=1e-6)
+    # the embeddings, the gradient of the head, two layers and what a layer keeps stay whole
+    assert part.total - part.activations == pytest.approx(16 * LLAMA_7B.parameters / 64 + 3e9, rel=0.1)
 
 
 def test_hours():
@@ -67,24 +80,60 @@ def test_hours():
     assert hours(3600 * 312e12, CARDS["A100 80GB"], 8, 0.5) == pytest.approx(1 / 4)
 
 
+def test_what_a_run_does_differently():
+    """By hand, on ten tokens in canvases of five: see `test_flops_by_hand`."""
+    plain = flop_parts(TINY, 10, 5)
+    clean = flop_parts(TINY, 10, 5, Method(clean_share=1))  # two rows a token, pairs of twice the side, as many targets
+    assert clean == {key: part * {"weights": 2, "attention": 4, "vocabulary": 1}[key] for key, part in plain.items()}
+    half = flops(TINY, 10, 5, Method(clean_share=0.5))
+    assert half == pytest.approx((sum(plain.values()) + sum(clean.values())) / 2)
+    again = flop_parts(TINY, 10, 5, Method(ar_term=True))  # the same once more, for every token
+    assert again == {key: part * {"weights": 2, "attention": 2, "vocabulary": 3}[key] for key, part in plain.items()}
+    assert flop_parts(TINY, 10, 5, Method(predicted=1.0))["vocabulary"] == 2 * plain["vocabulary"]
+    adapter = flop_parts(TINY, 10, 5, Method(adapter=100))  # no gradient of the weights, but of 100 others
+    assert adapter["weights"] == 4 * 1000 * 10 + 6 * 100 * 10
+    assert adapter["vocabulary"] == plain["vocabulary"] * 4 / 6
+    assert flop_parts(TINY, 10, 5, Method(adapter=100, embeddings=True))["vocabulary"] == plain["vocabulary"]
+    kept = flop_parts(TINY, 10, 5, Method(checkpointing=True))
+    assert kept == plain | {"recomputation": (plain["weights"] + plain["attention"]) // 3}
+
+
 def test_the_state_of_training():
-    plain, mixed = (training_memory(TINY, 5, mixed=mixed) for mixed in (False, True))
-    assert plain.weights + plain.gradients + plain.moments == 16 * 1256
+    plain, mixed = (training_memory(TINY, 5, method=Method(mixed=mixed)) for mixed in (False, True))
+    # and the gradient of the head by itself, before it is added to the others
+    assert plain.weights + plain.gradients + plain.moments == 16 * 1256 + 4 * 8 * 32
     assert mixed.weights - plain.weights == 2 * 1256  # bfloat16 copies; the tied head is a matrix, too
     assert (mixed.gradients, mixed.moments) == (plain.gradients, plain.moments)
     assert mixed.activations < plain.activations
     assert training_memory(TINY, 5, micro_batch=3).activations == 3 * mixed.activations
-    assert plain.total == 16 * 1256 + plain.activations + plain.logits
+    assert plain.total == plain.weights + plain.gradients + plain.moments + plain.activations + plain.logits
     assert plain.as_dict() == {"total": plain.total} | {
         name: getattr(plain, name) for name in ("weights", "gradients", "moments", "activations", "logits")
     }
+    buckets, once = (training_memory(TINY, 5, method=m) for m in (Method(buckets=True), Method(accumulates=False)))
+    assert buckets.total - mixed.total == mixed.total - once.total == 4 * 1256
+
+
+def test_an_adapter_takes_little_memory():
+    full, low, packed = (
+        training_memory(LLAMA_7B, 512, method=m)
+        for m in (Method(), Method(adapter=40_000_000), Method(adapter=40_000_000, frozen_bytes=0.52))
+    )
+    assert low.gradients + low.moments == 12 * 40_000_000
+    assert low.activations == full.activations
+    # 4 bits: of 27 GB a fourth of a half, but for the embeddings; no copies but of two layers and the head
+    assert packed.weights < 0.2 * low.weights and packed.total < CARDS["RTX 4090"].memory < low.total
+    trained = Method(adapter=40_000_000, embeddings=True)
+    assert trained.trained(LLAMA_7B) == 40_000_000 + 2 * 32000 * 4096
+    # LLaMA-7B has 40M of them at rank 16, as peft counts
+    assert costs.low_rank_parameters(LLAMA_7B, 16) == 39_976_960
 
 
 def test_logits_are_taken_in_chunks():
-    assert denoising.CHUNK_ELEMENTS == costs.LOGITS_AT_ONCE
-    assert training_memory(TINY, 6, mixed=False).logits == 3 * 32 * 12
+    assert head.CHUNK_ELEMENTS == costs.LOGITS_AT_ONCE
     big = replace(LLAMA_7B, vocabulary=256_000)
-    assert training_memory(big, 8192, micro_batch=8).logits == costs.LOGITS_AT_ONCE * 10
+    few, many = (training_memory(big, 1024, n, Method(accumulates=False)).logits for n in (1, 4))
+    assert few == many == costs.LOGITS_AT_ONCE * 6 + 4 * 4096 * 256_000
 
 
 def test_inference():
@@ -116,7 +165,7 @@ def kept(model, length, mixed):
     denoiser._chunkable()  # a forward of its own, once
     hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        denoiser.cross_entropy(ids, ids[where], where, visibility.full(length))
+        denoiser.weighed_loss(ids, ids[where], where, torch.ones(length // 2), visibility.full(length))
     return sum(size for size, _ in held.values())
 
 
@@ -132,14 +181,63 @@ def test_activations_are_what_pytorch_keeps(family, sizes, mixed):
     name = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[family]
     two, four = (build(family, **sizes | {name: layers}).train() for layers in (2, 4))
     layer = (kept(four, 48, mixed) - kept(two, 48, mixed)) / 2
-    expected = training_memory(replace(geometry(two), layers=1), 48, mixed=mixed).activations
+    expected = 48 * costs._kept_for_backward(geometry(two), 48, 2 if mixed else 4)
     assert expected == pytest.approx(layer, rel=0.15)
+
+
+# vocabulary, layers and length in such proportion that each of them matters
+STEP = {"vocab_size": 4000, "num_hidden_layers": 6, "max_position_embeddings": 128} | WIDE_LLAMA
+STEPS = {
+    "mixed": {},
+    "float32": {"mixed": False},
+    "checkpointing": {"checkpointing": True},
+    "accumulating": {"micro_batches": 2},
+    "blocks": {"block_size": 8},
+    "AR term": {"ar_term": True, "micro_batches": 2},
+}
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_takes_what_is_expected(name, untied):
+    """15%: what the issue of planning is worth; the largest miss when written was MISS."""
+    model = build("llama", **STEP, tie_word_embeddings=not untied)
+    measured, expected = step_of(model, 8, 64, **STEPS[name])
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+def step_of(model, rows, length, mixed=True, checkpointing=False, micro_batches=1, low_rank=None, **more):
+    """(measured, expected) bytes of a step."""
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    sizes = geometry(model)
+    if low_rank:
+        adapter.add_lora(model, None, low_rank, 2.0 * low_rank, seed=0)
+        low_rank = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    denoiser = Denoiser(model, Record(3, 1))
+    measured = of_a_step(denoiser, rows, length, mixed, micro_batches, **more)
+    method = Method(
+        mixed=mixed, checkpointing=checkpointing, accumulates=micro_batches > 1, adapter=low_rank,
+        clean_share=float("block_size" in more), ar_term="ar_term" in more,
+    )  # fmt: skip
+    return measured, training_memory(sizes, length, rows, method).total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixed", "float32", "checkpointing", "accumulating", "low rank"])
+def test_a_step_at_the_size_of_gpt_2(name):
+    """4 x 512 tokens, as benchmarks/training.py takes them. Misses when written: MISSES."""
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**still))
+    measured, expected = step_of(model, 4, 512, **(STEPS | {"low rank": {"low_rank": 16}})[name])
+    assert expected == pytest.approx(measured, rel=0.15)
 
 
 def test_scores_of_all_pairs_are_counted_where_they_are_held():
     eager = replace(LLAMA_7B, attention_matrix=True)
     more = training_memory(eager, 2048).activations - training_memory(LLAMA_7B, 2048).activations
-    assert more == 32 * 32 * 2048 * 2048 * (4 + 2)
+    assert more >= 32 * 32 * 2048 * 2048 * (4 + 2)
     assert inference_memory(eager, 2048).activations > inference_memory(LLAMA_7B, 2048).activations
 
 
@@ -153,7 +251,11 @@ def test_the_document():
     assert rows.keys() == CARDS.keys() and set(rows["H200"]["hours"]) == {"1", "8", "64"}
     for name, row in rows.items():
         assert row["hours"]["8"] == hours(cost["flops"], CARDS[name], 8, 0.5)
-        assert row["training_fits"] == (memory["training"]["mixed"]["total"] <= CARDS[name].memory)
-        assert row["inference_fits"] == (memory["inference"]["bfloat16"]["total"] <= CARDS[name].memory)
-    assert [row["training_fits"] for row in cost["cards"]] == [False, False, False, True]
+        room = 0.9 * CARDS[name].memory
+        assert row["training_fits"] == (memory["training"]["mixed"]["total"] <= room)
+        assert row["inference_fits"] == (memory["inference"]["bfloat16"]["total"] <= room)
+    assert [row["inference_fits"] for row in cost["cards"]] == [True] * 4
+    assert [row["training_fits"] for row in cost["cards"]] == [False] * 4
+    small = estimates(replace(LLAMA_7B, parameters=10**9), 10**9, 2048)["cost"]["cards"]
+    assert [row["training_fits"] for row in small] == [False, True, True, True]
     assert all(memory["assumptions"].values()) and all(cost["assumptions"].values())

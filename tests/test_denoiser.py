@@ -12,7 +12,7 @@ import transformers
 from transformers import DynamicCache
 
 from diffulm import visibility
-from diffulm.denoiser import denoiser as module
+from diffulm.denoiser import head
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Clean, Denoiser, evaluating
 from diffulm.denoiser.probe import influence
@@ -30,6 +30,9 @@ VISIBLE = {
 }
 # Logits have a standard deviation of about 0.5; another kernel rounds them by up to 1e-6, a wrong mask moves them by 0.01.
 ROUNDING = 5e-6
+
+
+CHUNK = 3 * (VOCABULARY + 1) + 1  # elements of logits: three rows at once
 
 
 def adopted(family: str, **options) -> Denoiser:
@@ -246,7 +249,7 @@ def test_chunked_cross_entropy_is_that_of_the_logits(family, monkeypatch):
         if out.dim() == 2:  # the outermost output is the losses, (n,)
             rows.append(len(out))
 
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * (VOCABULARY + 1) + 1)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", CHUNK)
     handle = denoiser.model.get_output_embeddings().register_forward_hook(count)
     chunked = denoiser.cross_entropy(tokens, targets, where, VISIBLE["annealed"])
     assert chunked.dtype == torch.float32
@@ -259,6 +262,58 @@ def test_chunked_cross_entropy_is_that_of_the_logits(family, monkeypatch):
     assert max(rows) == 3  # the full logits never existed, not in the backward pass either
     assert sum(rows) >= 2 * len(targets)
     handle.remove()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gptj", "cohere"])  # tied; untied; a bias; logits scaled
+@pytest.mark.parametrize("size", [CHUNK, 2**24])
+def test_the_weighed_loss_and_its_gradients_are_those_of_the_cross_entropy(family, size, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", size)
+    denoiser, tokens = adopted(family), ids(3)
+    where = some(tokens)
+    weights = torch.rand(int(where.sum())) / 7
+    expected = (denoiser.cross_entropy(tokens, tokens[where], where, VISIBLE["annealed"]) * weights).sum()
+    (3 * expected).backward()
+    wanted = gradients(denoiser.model)
+    loss, _ = denoiser.weighed_loss(tokens, tokens[where], where, weights, VISIBLE["annealed"])
+    (3 * loss).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # a sum of floats in another order
+    for found, want in zip(gradients(denoiser.model), wanted, strict=True):
+        torch.testing.assert_close(found, want, atol=2e-6, rtol=1e-4)  # the same, on gradients of the order 0.1
+    with torch.no_grad():
+        again, _ = denoiser.weighed_loss(tokens, tokens[where], where, weights, VISIBLE["annealed"])
+    torch.testing.assert_close(again, loss.detach(), rtol=1e-6, atol=0)
+
+
+def test_the_weighed_loss_under_autocast_and_with_a_frozen_head(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", CHUNK)
+    denoiser, tokens = adopted("llama"), ids(3)
+    where, weights = some(tokens), torch.rand(int(some(tokens).sum()))
+    found = {}
+    for name, frozen in (("plain", False), ("fused", False), ("frozen", True)):
+        denoiser.model.get_output_embeddings().weight.requires_grad_(not frozen)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if name == "plain":
+                loss = (denoiser.cross_entropy(tokens, tokens[where], where) * weights).sum()
+            else:
+                loss, _ = denoiser.weighed_loss(tokens, tokens[where], where, weights)
+        loss.backward()
+        head_gradient = denoiser.model.get_output_embeddings().weight.grad
+        assert (head_gradient is None) == frozen
+        found[name] = [loss.detach(), denoiser.model.model.layers[0].self_attn.q_proj.weight.grad, head_gradient]
+        denoiser.model.zero_grad()
+    # bfloat16 keeps 8 bits: products that are rounded in another order differ by a few of 2**-8
+    for one, other in zip(found["fused"], found["plain"], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(other.abs().max()))
+    torch.testing.assert_close(found["frozen"][1], found["fused"][1], rtol=0, atol=0)
+
+
+def test_a_loss_of_nothing_is_zero_and_so_are_its_gradients():
+    denoiser, tokens = adopted("llama"), ids(2)
+    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    loss, _ = denoiser.weighed_loss(tokens, tokens[nowhere], nowhere, torch.zeros(0))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(not gradient.any() for gradient in gradients(denoiser.model))
 
 
 def in_place(model):
@@ -408,13 +463,15 @@ def test_the_load_balancing_loss_stays_as_the_parent_had_it():
     denoiser, _ = adopt(model)
     assert model.config.output_router_logits  # the checkpoint says what the parent's said
     where = denoiser.predictable(tokens)
-    ce, balance = denoiser.training_losses(tokens, tokens[where], where, visibility.causal(tokens.shape[1]))
+    targets, weights, causal = tokens[where], torch.rand(int(where.sum())), visibility.causal(tokens.shape[1])
+    loss, balance = denoiser.weighed_loss(tokens, targets, where, weights, causal)
     assert torch.allclose(balance, 0.5 * own.aux_loss, rtol=1e-5)  # another kernel for the same matrix
-    assert torch.equal(ce, denoiser.cross_entropy(tokens, tokens[where], where, visibility.causal(tokens.shape[1])))
+    expected = (weights * denoiser.cross_entropy(tokens, targets, where, causal)).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # a sum of floats in another order
     balance.backward()
     assert model.model.layers[0].mlp.gate.weight.grad.abs().sum() > 0
     model.config.output_router_logits = False
-    assert denoiser.training_losses(tokens, tokens[where], where)[1] is None
+    assert denoiser.weighed_loss(tokens, targets, where, weights)[1] is None
 
 
 # --- a clean copy beside the canvas: block-causal training ---

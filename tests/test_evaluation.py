@@ -1,5 +1,6 @@
 """Infilling figures and sample quality against what can be worked out by hand; the report page."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from diffulm import visibility
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
-from diffulm.evaluation import generation, infilling
+from diffulm.evaluation import generation, infilling, likelihood
 from diffulm.evaluation.infilling import Filled, Task
 from diffulm.recipes import pocket
 from diffulm.training.report import table, write_report
@@ -131,6 +133,139 @@ def test_unconditional_samples(denoiser, monkeypatch):
     assert len({tuple(row.tolist()) for row in ids}) == 5
     monkeypatch.setattr(generation, "BATCH", 2)
     assert torch.equal(ids, generation.unconditional(denoiser, 5, 12, steps=4, sampler="random", temperature=1.0))
+
+
+def blockwise(model, size: int) -> Denoiser:
+    return Denoiser(model, Record(mask_token_id=60, bos_token_id=0, attention="block", block_size=size))
+
+
+def naive(denoiser: Denoiser, ids: torch.Tensor, start: int, hidden: list[int]) -> torch.Tensor:
+    """-log p of the tokens at `hidden`, all in the block that starts at `start`: what decoding sees, a clean prefix and the
+    block, nothing after it."""
+    size = denoiser.record.block_size or len(ids)
+    canvas = ids[None, : start + size].clone()
+    where = torch.zeros_like(canvas, dtype=torch.bool)
+    where[0, hidden] = True
+    canvas[where] = 60
+    with torch.no_grad():
+        logp = denoiser(canvas, where=where).log_softmax(-1)
+    return -logp.gather(1, ids[where[0].nonzero()[:, 0]][:, None])[:, 0]
+
+
+def test_the_bound_of_a_block_model_is_the_sum_of_its_blocks(model):
+    """By enumeration: for each block the mean over k of the mean over its subsets of n / k times their cost."""
+    denoiser = blockwise(model, 3)
+    blocks = torch.tensor(
+        [[0, 9, 4, 31, 8, 17, 5], [0, 2, 2, 40, 41, 2, 6]]
+    )  # blocks of 2 (beside BOS), 3 and 1 tokens
+    exact = 0.0
+    for ids in blocks:
+        for start, stop in ((1, 3), (3, 6), (6, 7)):
+            n = stop - start
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(range(start, stop), k))
+                costs = [float(naive(denoiser, ids, start // 3 * 3, list(s)).sum()) for s in subsets]
+                exact += sum(costs) / len(costs) * n / k / n
+    got = likelihood.bound(denoiser, blocks, samples=1000, seed=1)
+    assert got.tokens == 12 and got.stderr < 0.05
+    assert abs(got.nats - exact / 12) < 4 * got.stderr  # 4 sigma, fixed seed
+    assert (
+        got.levels[4] is not None and got.levels[0] is None
+    )  # one of two tokens masked; never fewer than one of three
+
+
+def test_left_to_right_of_a_block_model(model):
+    denoiser = blockwise(model, 3)
+    blocks = torch.tensor([[0, 9, 4, 31, 8, 17, 5]])
+    total = 0.0
+    for start, stop in ((1, 3), (3, 6), (6, 7)):
+        for j in range(start, stop):
+            total += float(naive(denoiser, blocks[0], start // 3 * 3, list(range(j, stop)))[0])
+    got = likelihood.left_to_right(denoiser, blocks)
+    assert got.nats == pytest.approx(total / 6, abs=2e-5)  # twice the columns: another order of summation
+    assert (got.tokens, got.stderr) == (6, 0.0)
+
+
+def test_blocks_of_one_are_the_causal_view_and_one_block_is_full_attention(model):
+    blocks = torch.randint(1, 59, (3, 12), generator=torch.Generator().manual_seed(0))
+    whole, ones, one = Denoiser(model, Record(60, 0)), blockwise(model, 1), blockwise(model, 12)
+    causal = likelihood.autoregressive(whole, blocks).nats
+    of_ones = likelihood.bound(ones, blocks, samples=4)
+    assert of_ones.nats == pytest.approx(causal, abs=2e-5) and of_ones.stderr == 0
+    assert likelihood.left_to_right(ones, blocks).nats == pytest.approx(causal, abs=2e-5)
+    a, b = (likelihood.bound(d, blocks, samples=8, seed=3) for d in (whole, one))
+    assert a.nats == pytest.approx(b.nats, abs=2e-5)
+    a, b = (likelihood.left_to_right(d, blocks) for d in (whole, one))
+    assert a.nats == pytest.approx(b.nats, abs=2e-5)
+
+
+def test_levels_of_the_bound_add_up_to_it(denoiser):
+    """With k uniform, the mean over levels of the cost of a masked token is the bound itself."""
+    blocks = torch.randint(1, 59, (4, 41), generator=torch.Generator().manual_seed(0))
+    got = likelihood.bound(denoiser, blocks, samples=400)
+    levels = [level for level in got.levels if level is not None]
+    assert len(levels) == 10
+    assert sum(levels) / 10 == pytest.approx(got.nats, abs=4 * got.stderr)
+
+
+def test_left_to_right_at_some_positions_estimates_it(denoiser):
+    blocks = torch.randint(1, 59, (20, 17), generator=torch.Generator().manual_seed(0))
+    exact, some = likelihood.left_to_right(denoiser, blocks), likelihood.left_to_right(denoiser, blocks, forwards=4)
+    assert some.tokens == 80 and exact.tokens == 20 * 16
+    assert 0 < some.stderr < 0.2 and abs(some.nats - exact.nats) < 4 * some.stderr
+    assert likelihood.left_to_right(denoiser, blocks, forwards=4) == some
+    assert likelihood.left_to_right(denoiser, blocks, forwards=99) == exact
+
+
+def test_the_future_counts_exactly_where_it_is_seen(model, denoiser, monkeypatch):
+    blocks = torch.randint(1, 59, (6, 20), generator=torch.Generator().manual_seed(0))
+    gain, error = likelihood.future(denoiser, blocks)
+    assert gain != 0 and error > 0
+    assert likelihood.future(blockwise(model, 1), blocks)[0] == pytest.approx(0, abs=1e-6)  # float error of a mean
+    assert abs(likelihood.future(blockwise(model, 5), blocks)[0]) > 1e-4
+    original = Denoiser._mask
+
+    def causal(self, visible, positions, ids, past):
+        return original(self, visibility.causal(ids.shape[1]), positions, ids, past)
+
+    monkeypatch.setattr(Denoiser, "_mask", causal)
+    assert likelihood.future(denoiser, blocks)[0] == 0
+
+
+def test_what_a_text_is_like():
+    ids = torch.tensor([[0, 1, 2, 3, 4, 1, 2, 3, 4], [0, 5, 5, 5, 5, 5, 5, 5, 5]])
+    assert generation.repeated(ids) == pytest.approx((1 / 5 + 4 / 5) / 2)  # five 4-grams each
+    assert generation.repeated(ids, n=2) == pytest.approx((3 / 7 + 6 / 7) / 2)
+    assert generation.repeated(ids[:, :4]) == 0
+    assert generation.share(ids, 5) == 0.5 and generation.share(ids, 0) == 0
+    assert generation.entropy(ids) == pytest.approx(math.log(4) / 2)
+    drawn = torch.randint(0, 50, (40, 51), generator=torch.Generator().manual_seed(0))
+    assert generation.unigram_entropy(drawn) == pytest.approx(math.log(50), abs=0.005)  # uncorrected it is 0.012 below
+
+
+def test_samples_of_a_block_model_see_what_is_finished(model, monkeypatch):
+    """Block by block: at each forward everything before the block is filled, and what comes after is not there."""
+    seen = []
+    original = generation.tiled
+
+    def watching(denoiser):
+        denoise = original(denoiser)
+
+        def call(ids, where, present=None):
+            seen.append((ids.clone(), present.clone()))
+            return denoise(ids, where, present)
+
+        return call
+
+    monkeypatch.setattr(generation, "tiled", watching)
+    ids = generation.unconditional(blockwise(model, 4), 2, 10, steps=6, sampler="random", temperature=1.0)
+    assert ids.shape == (2, 10) and not (ids == 60).any() and (ids[:, 0] == 0).all()
+    ends = [int(present[0].sum()) for _, present in seen]
+    assert ends == [4, 4, 8, 8, 10, 10]  # two steps a block
+    for canvas, present in seen:
+        end = int(present[0].sum())
+        start = (end - 1) // 4 * 4
+        assert not (canvas[:, :start] == 60).any() and (canvas[:, start:end] == 60).any()
 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path: Path):

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ GOES_ON = "the same command goes on from the last checkpoint"
 TRAINER = "diffulm.training.trainer:DiffusionTrainer"
 PLACES = {
     "opening the parent": ("diffulm.recipes.train:adopt", 1),
-    "packing text": ("diffulm.data.blocks:_write_arrow", 1),
+    "packing text": ("diffulm.data.blocks:write_arrow", 1),
     "the first look": ("diffulm.recipes.train:first_look", 1),
     "a step": (f"{TRAINER}.training_step", 4),
     "a save": ("diffulm.training.trainer:save_file", 2),
@@ -133,46 +132,29 @@ def test_a_second_run_in_the_folder_is_refused_at_once_until_the_first_is_dead(f
     assert weights(out) == weights(forks.whole)
 
 
-def launched(forks: Forks, command: list[str], first: str = "", code: str = "") -> list:
-    """Two processes of one run, as torchrun would start them."""
-    first = (
-        "from accelerate.state import PartialState; PartialState._reset_state()  # of the helper's own run\n" + first
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    if code:
-        return [forks.start(code, env=shared | rank) for rank in ranks]
-    return [forks.diffulm(*command, env=shared | rank, first=first) for rank in ranks]
-
-
 def test_of_two_processes_the_first_writes_and_speaks(forks: Forks, home, tmp_path):
     out, command = tmp_path / "run", short(home, tmp_path / "run")
     stop = f"when('{TRAINER}.training_step', 10, 'os.kill(os.getpid(), 2)')"  # accumulation: 2 micro-batches a step
-    first, second = launched(forks, [*command, "micro_batch=1"], first=stop)
+    first, second = forks.launched(2, *command, "micro_batch=1", first=stop)
     assert [first.wait(), second.wait()] == [130, 130], first.err + second.err
     assert first.err.endswith(f"diffulm: interrupted; {GOES_ON}\n") and second.err == ""
     assert [path.name for path in sorted(out.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-4"]
-    first, second = launched(forks, command)
+    first, second = forks.launched(2, *command)
     assert [first.wait(), second.wait()] == [0, 0], first.err + second.err
     assert "bound: " in first.out and (second.out, second.err) == ("", "")
     steps = [row["step"] for row in read_metrics(out / "metrics.jsonl")]
     assert steps == [row["step"] for row in read_metrics(forks.whole / "metrics.jsonl")], "each line once"
     for mine, alone in zip(timeless(out), timeless(forks.whole), strict=True):
         assert mine == pytest.approx(alone, abs=2e-4)  # sums in another order, float32, through 8 steps
-    again, other = launched(forks, command)
+    again, other = forks.launched(2, *command)
     assert [again.wait(), other.wait()] == [0, 0]
     assert "finished already" in again.err and (other.out, other.err) == ("", "")
 
 
 SHARED = """
-import os, time
-from accelerate.state import PartialState
+import os
 from diffulm.errors import BadInput
 from diffulm.training import processes
-PartialState._reset_state()
 processes.start(cpu=True)
 def fail():
     raise BadInput("no")
@@ -185,7 +167,7 @@ os._exit(0)
 
 
 def test_all_processes_hear_of_an_error_of_the_first_and_can_go_on(forks: Forks):
-    first, second = launched(forks, [], code=SHARED)
+    first, second = forks.launched(2, code=SHARED)
     assert [first.wait(), second.wait()] == [0, 0], first.err + second.err
     assert (first.out, second.out) == ("BadInput no [0, 1]\n", "Elsewhere no [0, 1]\n")
 
@@ -193,11 +175,11 @@ def test_all_processes_hear_of_an_error_of_the_first_and_can_go_on(forks: Forks)
 def test_an_error_in_one_of_two_processes_is_one_line(forks: Forks, home, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
     for data, says in (("bad.jsonl", "bad.jsonl, line 2"), ("nowhere.txt", "nowhere.txt: no such file")):
-        first, second = launched(forks, short(home, tmp_path / "a", data=tmp_path / data))
+        first, second = forks.launched(2, *short(home, tmp_path / "a", data=tmp_path / data))
         assert [first.wait(), second.wait()] == [2, 2]
         assert says in first.err and first.err.count("\n") == 1 and second.err == ""
     full = "when('diffulm.training.trainer:DiffusionTrainer._save', 1, 'raise OSError(28, \"full\")')"
-    first, second = launched(forks, short(home, tmp_path / "b"), first=full)
+    first, second = forks.launched(2, *short(home, tmp_path / "b"), first=full)
     assert [first.wait(), second.wait()] == [2, 2]
     assert first.err.splitlines()[-1].startswith(f"diffulm: error: {tmp_path / 'b'}: the disk is full")
     assert "Traceback" not in first.err + second.err

@@ -324,7 +324,7 @@ def load(source: str | Path, mask_token_id: int | None = None, dtype: torch.dtyp
 
     denoiser, tokenizer = load_denoiser(source, mask_token_id, dtype)
     last = max(tokenizer.get_vocab().values(), default=-1) if tokenizer is not None else -1
-    if last >= denoiser.vocabulary:
+    if last >= denoiser.vocabulary and last != denoiser.record.mask_token_id:
         raise BadInput(
             f"{source}: its tokenizer has a token {last}, its vocabulary only {denoiser.vocabulary} rows: it is of another "
             "model; copy the tokenizer's files of the parent"

@@ -5,6 +5,7 @@ Rank, micro-batch and device never enter, so one process and eight hide the same
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Noise:
     """float32: the probability that a free token is masked for `bernoulli`, k/N for `count`."""
 
 
+@lru_cache(maxsize=4)
 def _spread(global_batch: int) -> Tensor:
     """(global_batch,): ranks of the van der Corput sequence, a permutation whose every run spans 0..global_batch-1."""
     index = torch.arange(global_batch)
@@ -66,16 +68,18 @@ def bernoulli(
     global_batch: int,
     schedule: str = "linear",
     floor: float = 1e-3,
+    ceiling: float = 1.0,
 ) -> Noise:
-    """Each free token is hidden with the probability its row's time gives; times are stratified in [floor, 1).
+    """Each free token is hidden with the probability its row's time gives; times are stratified in [floor, ceiling).
 
     free (B, L); rows (B,): the rows' indices in the global batch of `global_batch` rows. Paper, section 3.1, with its
-    floor of 1e-3. BadInput for an unknown schedule, a floor outside (0, 1) or a row outside the batch.
+    floor of 1e-3; other ranges give another objective, of less variance (BD3-LM, arXiv 2503.09573, section 5). BadInput
+    for an unknown schedule, a range outside (0, 1] or a row outside the batch.
     """
-    if not 0 < floor < 1:
-        raise BadInput(f"floor must lie between 0 and 1, not {floor}")
+    if not 0 < floor < ceiling <= 1:
+        raise BadInput(f"floor and ceiling must lie between 0 and 1 in this order, not {floor} and {ceiling}")
     chosen = schedules.by_name(schedule)
-    time = floor + (1 - floor) * strata(seed, step, rows, global_batch)
+    time = floor + (ceiling - floor) * strata(seed, step, rows, global_batch)
     level = chosen.level(time)
     masked = free & (_positions(free, seed, step, rows) < level[:, None])
     return Noise(masked, chosen.weight(time).float(), level.float())

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from diffulm.checkpoint.origin import CARD, flat, folder_of, front_matter, hub_name, last_part, place, shown
+from diffulm.denoiser.adapter import attached
 from diffulm.denoiser.record import Record
 
 LEGAL = re.compile(r"(licen[cs]e|notice|copying|use_policy)([._-].*)?", re.IGNORECASE)
@@ -26,6 +27,7 @@ UNKNOWN = "unknown: ask the parent's authors"
 HANDED_ON = ("license", "license_name", "license_link", "language")
 OF_THE_WEIGHTS = ("base_model", "datasets", "model-index")
 SETTINGS = ("objective", "scratch", "length", "global_batch", "learning_rate", "lr_schedule", "precision", "seed")
+ADAPTER_SETTINGS = ("adapter", "lora_rank", "lora_alpha", "train_embeddings", "quantise")
 DIFFUSION_SETTINGS = ("noise", "noise_schedule", "annealing", "anneal_steps")
 SCORES = {
     "bound": "any-order bound",
@@ -61,6 +63,7 @@ class Facts:
     remarks: tuple[str, ...] = ()
     source: Path | None = None
     home: Path | None = None
+    adapter: int | None = None
 
 
 def text(facts: Facts) -> str:
@@ -124,7 +127,9 @@ def of_model(
     origin = parent or (record.parent if record is not None else None)
     same = source is not None and (origin is None or place(source) != place(origin))
     config = model.config.get_text_config(decoder=True)
-    if same:
+    if attached(model):
+        how = f"An adapter by which `{shown(origin)}` becomes a masked-diffusion language model, trained by DiffuLM."
+    elif same:
         how = f"A masked-diffusion language model, saved from `{shown(source)}`."
     elif training is None:
         how = f"`{shown(origin)}`, set up as a masked-diffusion language model; no training of it is recorded."
@@ -132,11 +137,14 @@ def of_model(
         kind = "An autoregressive" if record is None else "A masked-diffusion"
         start = "from fresh weights of the architecture" if training["settings"].get("scratch") else "from the weights"
         how = f"{kind} language model, trained by DiffuLM {start} of `{shown(origin)}`."
-    return _facts(
+    found = _facts(
         home, how, type(model).__name__, sum(weight.numel() for weight in model.parameters()),
         model.get_input_embeddings().weight.shape[0], config, str(model.dtype).removeprefix("torch."), record, origin,
         training or {}, source if same else None,
     )  # fmt: skip
+    if attached(model):
+        found = replace(found, adapter=sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+    return found
 
 
 def of_files(found: Any, record: Record, home: Path, how: str, remarks: list[str]) -> Facts:
@@ -173,7 +181,8 @@ def _facts(
 def training_of(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """What a finished run tells about its model, from its config and report: it goes into the record and so lasts."""
     data = [config["data"]] if isinstance(config["data"], str) else list(config["data"])
-    keys = SETTINGS + (DIFFUSION_SETTINGS if config["objective"] != "autoregressive" else ())
+    keys = SETTINGS + (ADAPTER_SETTINGS if config.get("adapter", "none") != "none" else ())
+    keys += DIFFUSION_SETTINGS if config["objective"] != "autoregressive" else ()
     scores = {key: report[key] for key in (*SCORES, "bound_stderr") if report.get(key) is not None}
     if "bound" not in report:
         scores = {"ar_loss": report["causal_view"]}
@@ -196,6 +205,9 @@ def _front(facts: Facts) -> dict[str, Any]:
     given = facts.metadata
     front: dict[str, Any] = {"license": given.get("license", "unknown")}
     front |= {key: given[key] for key in (*HANDED_ON[1:], "base_model") if key in given}
+    if facts.adapter:
+        kind = [*kind, "lora"]
+        front |= {"base_model_relation": "adapter"} if "base_model" in front else {}
     front |= {
         "library_name": "transformers" if facts.record is None else "diffulm",
         "pipeline_tag": "text-generation",
@@ -228,6 +240,10 @@ def _what(facts: Facts) -> list[tuple[str, str]]:
     rows = [
         ("parent", f"`{facts.parent}`" if facts.parent else None),
         ("architecture", f"{facts.architecture}, {facts.parameters:,} parameters, {facts.dtype}"),
+        (
+            "adapter",
+            f"{facts.adapter:,} of the parameters; the rest is the parent's, not here" if facts.adapter else None,
+        ),
         ("vocabulary", f"{facts.vocabulary:,} rows"),
         ("context", f"{facts.context:,} positions" if facts.context else None),
     ]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffulm.denoiser.adapter import attached
 from diffulm.errors import BadInput
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
@@ -46,8 +47,9 @@ def require(folder: Path, needed: int, advice: str = "") -> None:
 
 
 def size(model: Any) -> int:
-    """Bytes that the weights of a model take, tied ones once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes that a checkpoint's weights take, tied ones once; what an adapter left frozen is not in it."""
+    alone = attached(model)
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not alone)
 
 
 def stored(folder: Path) -> int:

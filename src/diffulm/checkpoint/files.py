@@ -89,7 +89,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         newest = newest_checkpoint(folder)
         hint = f"; the run in it is not finished, its newest checkpoint is {newest}" if newest else ""
         raise BadInput(f"{folder}: has no config.json, so it is not a checkpoint{hint or '; give a folder that has'}")
-    return read_object(file)
+    found = read_object(file)
+    if (
+        "diffulm" not in found
+        and (folder / "adapter_config.json").is_file()
+        and not [*folder.glob("model*.safetensors")]
+    ):
+        raise _adapter(folder)
+    return found
 
 
 def read_object(file: Path) -> dict[str, Any]:

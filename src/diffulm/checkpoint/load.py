@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diffulm import families
-from diffulm.checkpoint import released
+from diffulm.checkpoint import adapter, released
 from diffulm.checkpoint.files import absent, headers, hub_answers, locate, read_config
 from diffulm.checkpoint.opening import decoder_config, first_line, load_weights, open_tokenizer
 from diffulm.denoiser.denoiser import Denoiser
@@ -23,22 +23,43 @@ def load(
 ) -> tuple[Denoiser, Any]:
     """(denoiser, tokenizer or None) of a folder or hub id.
 
-    A given mask id overrides record and tokenizer. dtype None: float32, whatever the file holds. Raises BadInput for a
-    plain AR folder (adapt it first; known from its headers alone), a mask id outside the vocabulary, tensors that are not
-    the architecture's, and files that are missing or damaged.
+    A given mask id overrides record and tokenizer. dtype None: float32, whatever the file holds. An adapter is opened on its
+    parent, whose checksum must be the one it was trained on. Raises BadInput for a plain AR folder (adapt it first; known
+    from its headers alone), a mask id outside the vocabulary, tensors that are not the architecture's, a parent that was
+    moved or altered, and files that are missing or damaged.
     """
     with quietly():
         place = folder_of(source)
         config = read_config(place)
-        if "diffulm" in config and not released.is_derived(headers(place)):
+        if "diffulm" in config and adapter.is_adapter(place):
+            record = Record.from_dict(config["diffulm"], str(place / "config.json"))
+            record = record if mask_token_id is None else replace(record, mask_token_id=mask_token_id)
+            model, tokenizer = adapter.opened(place, _parent(place), record, dtype), open_tokenizer(place)
+        elif "diffulm" in config and not released.is_derived(headers(place)):
             record = Record.from_dict(config["diffulm"], str(place / "config.json"))
             model, tokenizer = load_weights(place, dtype), open_tokenizer(place)
         else:
             model, tokenizer, record = _released(place, config, mask_token_id, dtype, str(source))
         model.set_attn_implementation("eager" if record.additive_mask else "sdpa")
-    record = checked(record, mask_token_id, model.get_input_embeddings().weight.shape[0], source)
+    record = checked(record, mask_token_id, rows(model), source)
     model.config.diffulm = record.to_dict()
     return Denoiser(model.eval(), record, record.additive_mask), tokenizer
+
+
+def _parent(place: Path) -> Path:
+    """Where the parent of an adapter lies."""
+    name = adapter.parent_name(place)
+    try:
+        return folder_of(name)
+    except BadInput as error:
+        where = f"write where it is as {adapter.BASE} into {place / adapter.CONFIG}"
+        raise BadInput(f"{place}: the parent of this adapter is not there ({error}); put it back, or {where}") from None
+
+
+def rows(model: Any) -> int:
+    """The ids that the model can read; the mask token of an adapter has one, though no row of the embedding."""
+    embedding = model.get_input_embeddings()
+    return max(len(embedding.weight), getattr(embedding, "mask_token_id", -1) + 1)
 
 
 def folder_of(source: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Open what Hugging Face wrote: config, weights, tokenizer. Whatever is wrong with them ends in one line."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ def first_line(error: BaseException, width: int = 200) -> str:
 
 
 def open_parent(
-    source: Any, tokenizer: Any, dtype: torch.dtype | None, scratch: int | None = None
+    source: Any, tokenizer: Any, dtype: torch.dtype | None, scratch: int | None = None, quantise: str = "none"
 ) -> tuple[Any, Any, str]:
     """(model, tokenizer or None, name) of a folder, hub id or instance.
 
-    scratch: fresh weights of the same architecture from this seed. Raises BadInput for what cannot be opened, Refused for
-    what is no AR decoder.
+    scratch: fresh weights of the same architecture from this seed. quantise: see `load_weights`. Raises BadInput for what
+    cannot be opened, Refused for what is no AR decoder.
     """
     if isinstance(source, torch.nn.Module):
         if scratch is not None:
@@ -49,7 +50,7 @@ def open_parent(
     from transformers import AutoModelForCausalLM
 
     if scratch is None:
-        model = load_weights(place, dtype)
+        model = load_weights(place, dtype, quantise)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(scratch)
@@ -93,6 +94,10 @@ def _check_kind(folder: Path) -> None:
     from transformers import CONFIG_MAPPING, __version__
 
     config, file = read_config(folder), folder / "config.json"
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise Refused(
+            str(folder), "it is a diffusion model already, an adapter of another; `diffulm merge` makes one of both"
+        )
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
@@ -105,14 +110,18 @@ def _check_kind(folder: Path) -> None:
     raise BadInput(f"{file}: cannot be opened as a model: {reason}")
 
 
-def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
-    """The causal language model in `place`. BadInput for missing, unexpected or misshapen tensors, NaN and infinity."""
+def load_weights(place: Path | str, dtype: torch.dtype | None, quantise: str = "none") -> Any:
+    """The causal language model in `place`. BadInput for missing, unexpected or misshapen tensors, NaN and infinity.
+
+    quantise: "8bit" or "4bit" hold its linear layers so, on this process's GPU; needs bitsandbytes.
+    """
     from transformers import AutoModelForCausalLM
 
     if isinstance(place, Path):
         headers(place)
         check_sums(place)
         _check_size(place, decoder_config(place))
+    held = _quantised(quantise)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -121,6 +130,7 @@ def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below; transformers' own error names none
+            **held,
             **_from_hub(place),
         )
     except Exception as error:  # transformers raises many kinds for files that do not fit
@@ -135,6 +145,21 @@ def load_weights(place: Path | str, dtype: torch.dtype | None) -> Any:
             )
     check_finite(model, str(place))
     return model
+
+
+def _quantised(bits: str) -> dict[str, Any]:
+    """Options of `from_pretrained`; 4 bits as QLoRA has them: normal floats, their scales quantised as well."""
+    if bits == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BadInput(f"quantise={bits}: needs bitsandbytes, which is not installed; pip install diffulm[quantised]")
+    if not torch.cuda.is_available():  # on CPUs bitsandbytes packs weights for inference, and then has no gradients
+        raise BadInput(f"quantise={bits}: needs a GPU; leave it out, or run this where there is one")
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    how: Any = {"load_in_8bit": True} if bits == "8bit" else four | {"bnb_4bit_compute_dtype": torch.bfloat16}
+    return {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": torch.cuda.current_device()}}
 
 
 def _spelt(tensor: Any) -> str:

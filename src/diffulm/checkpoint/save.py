@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffulm.checkpoint import card, disk
+from diffulm.checkpoint import adapter, card, disk
 from diffulm.checkpoint.files import CHECKSUMS, write_checksums
 from diffulm.checkpoint.origin import CARD
+from diffulm.denoiser.adapter import attached
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.quiet import quietly
 from diffulm.errors import BadInput
@@ -26,7 +27,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # What `overwrite` may throw away: the files of a model, and nothing else that somebody may have put beside them.
 OF_A_MODEL = re.compile(
-    r"config\.json|generation_config\.json|.*\.safetensors(\.index\.json)?|\.gitattributes|"
+    r"(adapter_|generation_)?config\.json|.*\.safetensors(\.index\.json)?|\.gitattributes|"
     + "|".join(re.escape(name) for name in (CHECKSUMS, CARD, *TOKENIZER_FILES))
 )
 
@@ -98,14 +99,19 @@ def write_model(
     state: Any = None,
     facts: card.Facts | None = None,
 ) -> None:
-    """The files of a checkpoint into `folder`, fsynced. record None leaves a plain AR checkpoint. facts: of the card, None
-    writes none. Changes nothing in memory."""
+    """The files of a checkpoint into `folder`, fsynced; of a model with an adapter the adapter alone. record None leaves a
+    plain AR checkpoint. facts: of the card, None writes none. Changes nothing in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     with quietly():
-        model.save_pretrained(folder, state_dict=state)
+        if attached(model):
+            adapter.write(model, folder, state)
+        else:
+            model.save_pretrained(folder, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
+    if attached(model):
+        config.pop("quantization_config", None)  # how a run held the parent
     config.pop("is_causal", None)  # the plain checkpoint reads from left to right, as its parent
     write_config(folder, config, record)
     finish(folder, facts)

@@ -57,6 +57,14 @@ def open_model(model: str, mask_token_id: int | None, dtype: str | None) -> Diff
     return diffulm.load(model, mask_token_id=mask_token_id, dtype=None if dtype is None else getattr(torch, dtype))
 
 
+def key_values(settings: list[str]) -> dict[str, str]:
+    """["a=1", "a=2"] -> {"a": "2"}: of a repeated key the last wins. BadInput for anything else than key=value."""
+    for setting in settings:
+        if not setting.partition("=")[0].isidentifier() or "=" not in setting:
+            raise BadInput(f"{setting!r} is not a setting; write key=value, for example tokens=4M")
+    return {key: value for key, _, value in (setting.partition("=") for setting in settings)}
+
+
 @contextlib.contextmanager
 def only_result() -> Iterator[TextIO]:
     """Standard output for the result; whatever else is printed inside (by libraries, too) goes to standard error.

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from diffulm.cli import _common
+from diffulm.cli import _common, _costs
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-WIDE, NARROW = 70, 50  # columns: the table of cards needs so many; two columns of text do
 
 # What the probe's flags mean, for people; others go by their names.
 SAID = {
@@ -67,37 +65,15 @@ def show(facts: dict[str, Any], out: TextIO) -> None:
     from rich.console import Console
 
     console = Console(file=out, highlight=False)
-    _section(console, facts["model"], _model(facts))
-    _section(console, f"verdict: {_verdict(facts)}", _evidence(facts))
+    _costs.section(console, facts["model"], _model(facts))
+    _costs.section(console, f"verdict: {_verdict(facts)}", _evidence(facts))
     if facts["serves"]:
-        _section(console, f"serves, {facts['serves']['when']}", _serves(facts["serves"]))
+        _costs.section(console, f"serves, {facts['serves']['when']}", _serves(facts["serves"]))
     if facts["cost"]:
-        _section(console, f"memory, {facts['memory']['length']:,} positions", _memory(facts["memory"]))
+        _costs.section(console, f"memory, {facts['memory']['length']:,} positions", _memory(facts["memory"]))
         _cost(console, facts["cost"])
         assumed = facts["memory"]["assumptions"] | facts["cost"]["assumptions"]
-        _section(console, "assumptions", iter(assumed.items()))
-
-
-def _section(console: Console, title: str, rows: Iterator[tuple[str, str]]) -> None:
-    """A title and names with what is to be said of them: beside each other, on a narrow terminal below."""
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text, never str: what a model's files say is no markup
-    console.print(Text(title, style="bold", overflow="fold"))
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        said = Text(name, style="dim"), Text(value, overflow="fold")
-        if console.width < NARROW:
-            console.print(said[0], Padding(said[1], (0, 0, 0, 2)), sep="\n")
-        else:
-            table.add_row(*said)
-    if table.row_count:
-        console.print(table)
-    console.print()
+        _costs.section(console, "assumptions", iter(assumed.items()))
 
 
 def _model(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -112,7 +88,7 @@ def _model(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "layers", ", ".join(kinds)
     yield "vocabulary", f"{facts['vocabulary']:,}"
     yield "context", f"{facts['context']:,}" if facts["context"] else "no limit known"
-    yield "stored", facts["dtype"] + (f", {_bytes(facts['bytes_on_disk'])}" if facts["bytes_on_disk"] else "")
+    yield "stored", facts["dtype"] + (f", {_costs.size(facts['bytes_on_disk'])}" if facts["bytes_on_disk"] else "")
     fits = {True: ": fits", False: ": more than the vocabulary", None: ""}[facts["tokenizer_fits"]]
     yield "tokenizer", f"{facts['tokenizer'] or 'none'}{fits}"
     if facts["mask_token"]:
@@ -174,50 +150,17 @@ def _serves(serves: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _memory(memory: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for what in ("inference", "training"):
         for kind, parts in memory[what].items():
-            named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if size and name != "total")
-            yield f"{what}, {kind}", f"{_bytes(parts['total'])}: {named}"
+            yield f"{what}, {kind}", _costs.memory(parts)
 
 
 def _cost(console: Console, cost: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
     def rows() -> Iterator[tuple[str, str]]:
-        parts = ", ".join(f"{name} {part / cost['flops']:.0%}" for name, part in cost["flops_by_part"].items())
-        yield "FLOPs", f"{cost['flops']:.2e}: {parts}"
+        yield "FLOPs", _costs.flops(cost)
         yield (
             "time",
             f"at {cost['utilisation']:.0%} of the peak; the state of training must fit on each card, or be sharded",
         )
-        if console.width < WIDE:
-            for card in cost["cards"]:
-                times = ", ".join(f"{n}: {_time(hours)}" for n, hours in card["hours"].items())
-                yield card["card"], f"{times}; the state {'fits' if card['training_fits'] else 'does not fit'}"
 
-    title = f"cost of {cost['tokens']:,} tokens in canvases of {cost['length']:,}"
-    _section(console, title, rows())
-    if console.width < WIDE:
-        return
-    devices = list(cost["cards"][0]["hours"])
-    table = Table("card", "TFLOP/s", "memory", *(f"on {n}" for n in devices), "state fits", box=box.SIMPLE)
-    for card in cost["cards"]:
-        figures = f"{card['peak_flops'] / 1e12:.0f}", _bytes(card["memory_bytes"])
-        times = (_time(card["hours"][n]) for n in devices)
-        table.add_row(card["card"], *figures, *times, "yes" if card["training_fits"] else "no")
-    console.print(table)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
-
-
-def _time(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s" if 3600 * hours >= 1 else "< 1 s"
-    if hours < 1:
-        return f"{60 * hours:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+    _costs.section(console, f"cost of {cost['tokens']:,} tokens in canvases of {cost['length']:,}", rows())
+    fits = {row["card"]: "yes" if row["training_fits"] else "no" for row in cost["cards"]}
+    _costs.cards(console, cost["cards"], lambda row, n: _costs.time(row["hours"][n]), ("state fits", fits))

@@ -1,7 +1,8 @@
 """Documents, one string each, from files, globs, folders and data sets on the Hugging Face hub.
 
-.txt (a file is one document), .jsonl (field `text`), .parquet (column `text`), each also with .gz. A bad row is fatal
-and is named by file and line: text that is dropped silently is a bug that no loss curve shows.
+.txt (a file is one document), .jsonl (field `text`), .parquet (column `text`), each also with .gz. A bad row is named by
+file and line; it is fatal unless somebody counts what is skipped: text that is dropped silently is a bug that no loss
+curve shows.
 """
 
 import glob
@@ -12,31 +13,64 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from diffulm.checkpoint.files import hub_answers
-from diffulm.checkpoint.opening import first_line
 from diffulm.errors import BadInput, nearest, shown
 
 KINDS = (".txt", ".jsonl", ".parquet")
+PLACES = 5  # of bad rows that are shown
 # owner/name or owner/name:configuration, as on the hub; one slash, so that a misspelt file name is not looked up there
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<configuration>[\w.-]+))?")
 
 
-def documents(data: str | list[str]) -> Iterator[str]:
+@dataclass
+class Skips:
+    """Bad rows that were left out: how many, and of the first few where and why."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, count: int, places: list[str]) -> None:
+        self.count += count
+        self.places += places[: PLACES - len(self.places)]
+
+    def __str__(self) -> str:
+        more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) else ""
+        return f"{self.count} bad row{'s' * (self.count != 1)} left out: {'; '.join(self.places)}{more}"
+
+
+def documents(data: str | list[str], skips: Skips | None = None) -> Iterator[str]:
     """The documents of `data`: paths, globs, folders (their files, sorted; not the folders within) and hub names.
 
     A hub name is `owner/name` or `owner/name:configuration`; its split `train`, column `text`, is streamed.
-    Files are found at once and read as the iterator goes; order is that of `data`, then of the sorted paths.
+    Files are found at once and read as the iterator goes; order is that of `data`, then of the sorted paths. With `skips`
+    a bad row is counted there and left out.
 
     Raises:
         BadInput: a missing file, a glob without matches, an unknown kind of file, a row that is not UTF-8, not JSON or
             has no string `text` (naming file and line), or no text at all.
     """
-    return _not_empty(sources(data), data)
+    found = sources(data)
+    return _not_empty(chain.from_iterable(read(source, skips) for source in found), data)
+
+
+def read(
+    source: Path | str, skips: Skips | None = None, column: str = "text", stretch: tuple[int, int] | None = None
+) -> Iterator[str]:
+    """The documents of one of `sources`, or of a stretch (start, end) of it: the rows that begin in these bytes of a plain
+    .jsonl file, these row groups of a .parquet file; of a hub data set (i, n) is part i of n. BadInput as `documents`."""
+    for row in _hub(source, column, stretch) if isinstance(source, str) else _file(source, column, stretch):
+        if isinstance(row, str):
+            yield row
+        elif skips is None:
+            raise row
+        else:
+            skips.add(1, [str(row).partition(";")[0]])
 
 
 def sources(data: str | list[str]) -> list[Path | str]:
@@ -91,6 +125,8 @@ def _resolve(name: str) -> list[Path | str]:
     looks_local = kind(path) or path.suffix == ".gz" or path.parent.is_dir()  # the hub takes long to say no
     if _HUB_NAME.fullmatch(name) and not looks_local:
         return [name]
+    if path.with_name(path.name + ".tmp").is_dir():
+        raise BadInput(f"{name}: is not whole yet; the `diffulm prepare` that makes it, given again, goes on")
     near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
     raise BadInput(f"{name}: no such file or folder" + (f"; did you mean {path.with_name(near)}?" if near else ""))
 
@@ -109,114 +145,156 @@ def _known(path: Path) -> Path:
     return path
 
 
-def _not_empty(found: list[Path | str], data: str | list[str]) -> Iterator[str]:
+def _not_empty(texts: Iterable[str], data: str | list[str]) -> Iterator[str]:
     empty = True
-    for source in found:
-        for text in _hub(source) if isinstance(source, str) else _file(source):
-            empty = empty and not text
-            yield text
+    for text in texts:
+        empty = empty and not text
+        yield text
     if empty:
         raise BadInput(f"{data if isinstance(data, str) else ', '.join(data)}: no text in it; give a file with some")
 
 
-def _file(path: Path) -> Iterator[str]:
+# The readers yield the error in the place of a bad row; what makes the rest unreadable, too, is raised.
+
+
+def _file(path: Path, column: str, stretch: tuple[int, int] | None) -> Iterator[str | BadInput]:
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            yield from readers[cast(str, kind(path))](path, file)
+            yield from readers[cast(str, kind(path))](path, file, column, stretch)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}: damaged gzip file ({error}); copy or download it again") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _txt(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
+def _txt(path: Path, file: io.BufferedIOBase, column: str, stretch: Any) -> Iterator[str | BadInput]:
     content = file.read()
     try:
         yield content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+        yield BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8")
 
 
-def _jsonl(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+def _jsonl(
+    path: Path, file: io.BufferedIOBase, column: str, stretch: tuple[int, int] | None
+) -> Iterator[str | BadInput]:
+    at, end = stretch or (0, None)
+    if at:
+        file.seek(at - 1)
+        at += len(file.readline()) - 1  # the rest of a row that begins before this stretch
+    first = None if at else 1  # the number of the first line; counted when it is asked for
+    begin = at
+    for number, line in enumerate(file):
+        if end is not None and at >= end:
+            return
+        at += len(line)
         if not line.strip():
             continue  # most often the end of the file; there is no row to be bad
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{where}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-        except json.JSONDecodeError as error:  # its own words count the lines of the row, which is one
-            raise BadInput(
-                f"{where}: not JSON ({error.msg}, column {error.pos + 1}); mend or delete this row"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: not JSON that can be read ({error}); mend or delete this row") from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{where}: a {type(row).__name__}, not an object with a field `text`; mend or delete it")
-        yield _text(row, where)
+        row = _row(line, column, marked=begin == 0 and number == 0)
+        if isinstance(row, BadInput):
+            first = first or _lines(path, begin) + 1
+            row = BadInput(f"{path}, line {first + number}: {row}")
+        yield row
 
 
-def _parquet(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
+def _lines(path: Path, end: int) -> int:
+    """How many lines the first `end` bytes of a file are."""
+    with path.open("rb") as file:
+        pieces = (file.read(min(1 << 20, end - at)) for at in range(0, end, 1 << 20))
+        return sum(piece.count(b"\n") for piece in pieces)
+
+
+def _row(line: bytes, column: str, marked: bool) -> str | BadInput:
+    """The text of one line of JSON, or what is wrong with it. marked: a mark of the encoding may stand before it."""
+    try:
+        row = json.loads(line.decode("utf-8-sig" if marked else "utf-8"))
+    except UnicodeDecodeError as error:
+        return BadInput(f"not UTF-8 ({error.reason}); convert the file to UTF-8")
+    except json.JSONDecodeError as error:  # its own words count the lines of the row, which is one
+        return BadInput(f"not JSON ({error.msg}, column {error.pos + 1}); mend or delete this row")
+    except (ValueError, RecursionError) as error:
+        return BadInput(f"not JSON that can be read ({error}); mend or delete this row")
+    if not isinstance(row, dict):
+        return BadInput(f"a {type(row).__name__}, not an object with a field `{column}`; mend or delete it")
+    return _text(row, column)
+
+
+def _parquet(
+    path: Path, file: io.BufferedIOBase, column: str, stretch: tuple[int, int] | None
+) -> Iterator[str | BadInput]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         # a gzip stream cannot seek, which Parquet needs
         table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if path.name.endswith(".gz") else file)
-        if "text" not in table.schema_arrow.names:
-            raise BadInput(f"{path}: no column `text`, it has {_some(table.schema_arrow.names)}; rename one")
-        number = 0
-        for batch in table.iter_batches(batch_size=1000, columns=["text"]):
+        if column not in table.schema_arrow.names:
+            raise BadInput(f"{path}: no column `{column}`, it has {_some(table.schema_arrow.names)}; rename one")
+        groups = range(*(stretch or (0, table.num_row_groups)))
+        number = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
+        for batch in table.iter_batches(batch_size=1000, row_groups=list(groups), columns=[column]):
             for value in batch.column(0):
                 number += 1
                 try:
-                    text = value.as_py()
+                    text = _text({column: value.as_py()}, column)
                 except UnicodeDecodeError as error:
-                    raise BadInput(f"{path}, row {number}: not UTF-8 ({error.reason})") from error
-                yield _text({"text": text}, f"{path}, row {number}")
+                    text = BadInput(f"not UTF-8 ({error.reason})")
+                yield BadInput(f"{path}, row {number}: {text}") if isinstance(text, BadInput) else text
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path}: damaged Parquet file ({reason}); copy or download it again") from error
 
 
-def _hub(name: str) -> Iterator[str]:
+def hub_rows(name: str) -> Any:
+    """The split `train` of a hub data set, streamed: `num_shards` files. BadInput where it cannot be opened."""
     import datasets
+
+    from diffulm.checkpoint.opening import first_line
 
     match = cast(re.Match[str], _HUB_NAME.fullmatch(name))
     if not hub_answers():  # `datasets` would try for half a minute
         raise BadInput(f"{name}: no such file, and the hub, where a data set may have this name, cannot be reached")
     try:
-        rows = iter(datasets.load_dataset(match["name"], match["configuration"], split="train", streaming=True))
+        return datasets.load_dataset(match["name"], match["configuration"], split="train", streaming=True)
     except Exception as error:  # not found, gated, no network, no split of this name: each in a kind of its own
         raise BadInput(
             f"{name}: no such file, and no data set of this name on the hub can be opened ({first_line(error)})"
         ) from error
+
+
+def _hub(name: str, column: str, stretch: tuple[int, int] | None) -> Iterator[str | BadInput]:
+    from diffulm.checkpoint.opening import first_line
+
+    rows, where = hub_rows(name), name
+    if stretch is not None:
+        rows, where = rows.shard(index=stretch[0], num_shards=stretch[1]), f"{name}, part {stretch[0] + 1}"
+    rows = iter(rows)
     for number in count(1):
         try:
             row = next(rows, None)
         except Exception as error:  # the network, or whatever a reader of some format raises
             raise BadInput(
-                f"{name}, row {number}: cannot be read ({first_line(error)}); the same command tries again"
+                f"{where}, row {number}: cannot be read ({first_line(error)}); the same command tries again"
             ) from error
         if row is None:
             return
-        yield _text(cast(dict[str, object], row), f"{name}, row {number}")
+        text = _text(cast(dict[str, object], row), column)
+        yield BadInput(f"{where}, row {number}: {text}") if isinstance(text, BadInput) else text
 
 
-def _text(row: dict[str, object], where: str) -> str:
-    if "text" not in row:
-        raise BadInput(f"{where}: no field `text`, it has {_some(row)}; rename the one that holds the text")
-    text = row["text"]
+def _text(row: dict[str, object], column: str) -> str | BadInput:
+    if column not in row:
+        return BadInput(f"no field `{column}`, it has {_some(row)}; rename the one that holds the text")
+    text = row[column]
     if not isinstance(text, str):
-        raise BadInput(f"{where}: `text` is {type(text).__name__}, not a string; mend or delete it")
+        return BadInput(f"`{column}` is {type(text).__name__}, not a string; mend or delete it")
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no tokenizer takes it
-            raise BadInput(f"{where}: `text` is not Unicode text ({error.reason}); mend or delete it") from error
+            return BadInput(f"`{column}` is not Unicode text ({error.reason}); mend or delete it")
     return text
 
 

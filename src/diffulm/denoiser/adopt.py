@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffulm.checkpoint.opening import Refused, beginning, first_line, not_finite, open_parent, parent_of
-from diffulm.denoiser import layers
+from diffulm.denoiser import adapter, layers
 from diffulm.denoiser import mask_token as masks
 from diffulm.denoiser.denoiser import Denoiser, evaluating, input_device
 from diffulm.denoiser.probe import LENGTH, Probe, moved, probe
@@ -28,25 +28,34 @@ def adopt(
     dtype: torch.dtype | None = None,
     scratch: int | None = None,
     shift: bool = True,
+    frozen: bool = False,
+    quantise: str = "none",
 ) -> tuple[Denoiser, Any]:
     """Take an AR checkpoint (folder, hub id) or a model instance as a diffusion model; nothing is trained yet.
 
     mask_token: see `mask_token.choose`. window: "keep" makes a sliding window symmetric, "lift" drops it.
     dtype None: float32. scratch: draw fresh weights of the same architecture from this seed (a baseline).
-    shift: row i predicts token i + 1, as in the parent; False unlearns that (the paper's ablation).
+    shift: row i predicts token i + 1, as in the parent; False unlearns that (the paper's ablation). frozen: for an adapter:
+    no weight is touched, a vector beside the embedding stands for the mask token (adapter.py). quantise: "8bit" or "4bit".
     An instance is changed in place: a mask row may be added to its embedding (and the token to the tokenizer given), its
     attention implementation is set, its config gets the record; one that is refused stays as it was. Returns (denoiser,
     tokenizer). Raises BadInput for what cannot be opened and when the probe refuses the model.
     """
     with quietly():
-        model, tokenizer, name = open_parent(source, tokenizer, dtype, scratch)
+        model, tokenizer, name = open_parent(source, tokenizer, dtype, scratch, quantise)
         before = model.config._attn_implementation
         found = examine(model, tokenizer, mask_token, window, name)
         if found.probe.reason:
             model.set_attn_implementation(before)
             raise Refused(name, found.probe.reason)
-        if found.mask.new:
-            _give_mask_row(model, tokenizer, found.mask.id)
+        if found.mask.new and tokenizer is not None:
+            _give_mask_token(tokenizer, found.mask.id)
+        if frozen:
+            adapter.give_mask_vector(model, found.mask.id, found.mask.new)
+            if reason := adapter.check_mask_vector(model, found.mask.id):
+                raise Refused(name, reason)
+        elif found.mask.new:
+            masks.give_row(model, found.mask.id)
     parent = parent_of(model) if isinstance(source, torch.nn.Module) else name
     record = replace(found.record, parent=parent, shift=shift)
     model.config.diffulm = record.to_dict()
@@ -138,21 +147,9 @@ def _measured(model: Any, record: Record, own: Tensor, ids: Tensor, name: str) -
     return tried[0]
 
 
-def _give_mask_row(model: Any, tokenizer: Any, index: int) -> None:
-    """A new mask row starts as the mean of the others, written by hand: transformers would draw it at random."""
-    if tokenizer is not None:
-        tokenizer.add_special_tokens({"mask_token": masks.NEW_TOKEN})
-        if tokenizer.mask_token_id != index:
-            raise BadInput(
-                f"the tokenizer gave {masks.NEW_TOKEN!r} the id {tokenizer.mask_token_id}, not {index}; name a token"
-            )
-    weight = model.get_input_embeddings().weight
-    used = min(index, len(weight))
-    if index >= len(weight):
-        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # it draws all the same
-            model.resize_token_embeddings(index + 1, mean_resizing=False)
-    with torch.no_grad():
-        for layer in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            layer.weight[index] = layer.weight[:used].float().mean(0).to(layer.weight.dtype)
-            if getattr(layer, "bias", None) is not None:
-                layer.bias[index] = layer.bias[:used].float().mean().to(layer.bias.dtype)
+def _give_mask_token(tokenizer: Any, index: int) -> None:
+    tokenizer.add_special_tokens({"mask_token": masks.NEW_TOKEN})
+    if tokenizer.mask_token_id != index:
+        raise BadInput(
+            f"the tokenizer gave {masks.NEW_TOKEN!r} the id {tokenizer.mask_token_id}, not {index}; name a token"
+        )

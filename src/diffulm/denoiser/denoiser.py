@@ -7,8 +7,8 @@ The shift by one of the AR parent lives in `Denoiser._rows` and nowhere else. Th
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,18 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffulm import visibility
-from diffulm.denoiser import experts, layers
+from diffulm.denoiser import experts, head, layers
 from diffulm.denoiser.record import Record
 from diffulm.shapes import Bool, Float, Int
-
-# Elements of a logits chunk in `cross_entropy`: 2**24 float32 are 64 MiB, so the vocabulary never sets the peak.
-CHUNK_ELEMENTS = 2**24
-
-
-Project = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass
@@ -35,7 +28,7 @@ class _Request:
     """What the output embedding does in the forward that is running in this thread."""
 
     rows: Tensor  # (n,) rows whose hidden state is handed over, counted through the whole batch
-    project: Project  # (output embedding, hidden (n, d)) -> what stands in for its output
+    project: head.Project  # (output embedding, hidden (n, d)) -> what stands in for its output
     hidden: Tensor | None = None
 
 
@@ -76,31 +69,6 @@ def _asking(head: nn.Module, request: _Request) -> Iterator[None]:
         yield
     finally:
         _request.reset(token)
-
-
-def row_by_row(counts: list[int]) -> Project:
-    """Logits (n, V), each row of the batch by itself: one product of another shape would round a row differently
-    according to what its neighbours asked for."""
-    return lambda head, hidden: torch.cat([head(part) for part in hidden.split(counts)])
-
-
-def cross_entropy_of(targets: Tensor, forbidden: int | None, vocabulary: int) -> Project:
-    """-log p(target) for each hidden row (n, d) -> (n,) float32, never holding more than CHUNK_ELEMENTS logits."""
-
-    def project(head: nn.Module, hidden: Tensor) -> Tensor:
-        def of(part: Tensor, wanted: Tensor) -> Tensor:
-            logits = head(part).float()
-            if forbidden is not None:
-                logits[:, forbidden] = float("-inf")
-            return F.cross_entropy(logits, wanted.to(logits.device), reduction="none")
-
-        size = max(1, CHUNK_ELEMENTS // vocabulary)
-        if len(hidden) <= size:
-            return of(hidden, targets)
-        pairs = zip(hidden.split(size), targets.split(size), strict=True)
-        return torch.cat([checkpoint(of, *pair, use_reentrant=False) for pair in pairs])
-
-    return project
 
 
 @contextmanager
@@ -185,6 +153,12 @@ class Denoiser:
         return self.model.get_input_embeddings().weight.shape[0]
 
     @property
+    def forbidden(self) -> int | None:
+        """The mask's logit, which nobody gets; None where it is allowed, or is none of the model's own."""
+        mask = self.record.mask_token_id
+        return None if self.record.emit_mask or mask >= self.vocabulary else mask
+
+    @property
     def context(self) -> int | None:
         """Positions the model can take, None where the architecture sets no limit."""
         return getattr(self.config, "max_position_embeddings", None)
@@ -210,7 +184,7 @@ class Denoiser:
         row's logits do not depend on its neighbours in the batch.
         """
         where = self.predictable(ids) if where is None else where
-        request = _Request(self._rows(ids, where, clean), row_by_row(where.sum(1).tolist()))
+        request = _Request(self._rows(ids, where, clean), head.row_by_row(where.sum(1).tolist()))
         ids, visible, positions = self._beside(ids, visible, positions, clean)
         logits = self._forward(ids, visible, positions, cache, request)
         return logits if self.record.emit_mask else self._without_mask(logits)
@@ -229,23 +203,36 @@ class Denoiser:
         The full logits never exist, but for families that do something to them after the output embedding.
         """
         if self._chunkable():
-            forbidden = None if self.record.emit_mask else self.record.mask_token_id
-            request = _Request(self._rows(ids, where, clean), cross_entropy_of(targets, forbidden, self.vocabulary))
-            ids, visible, positions = self._beside(ids, visible, positions, clean)
-            return self._forward(ids, visible, positions, None, request)
+            project = head.cross_entropy(targets, self.forbidden, self.vocabulary)
+            request = _Request(self._rows(ids, where, clean), project)
+            return self._forward(*self._beside(ids, visible, positions, clean), None, request)
         logits = self(ids, visible, where, positions, clean=clean)
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
-    def training_losses(
-        self, ids: Tensor, targets: Tensor, where: Tensor, visible: Tensor | None = None, clean: Clean | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(`cross_entropy`, the parent's own load-balancing loss, weighted; None where it had none)."""
+    def weighed_loss(
+        self,
+        ids: Int[Tensor, "b l"],
+        targets: Int[Tensor, "n"],
+        where: Bool[Tensor, "b l"],
+        weights: Float[Tensor, "n"],
+        visible: Bool[Tensor, "..."] | None = None,
+        positions: Int[Tensor, "b l"] | None = None,
+        clean: Clean | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+        """(sum of weights x `cross_entropy`, the parent's own load-balancing loss, weighed; None where it had none).
+
+        What a training step minimises: the gradient of the head is computed in the forward (see head.py), so a loss can be
+        taken backwards once.
+        """
         balance = experts.balancing(self.model)
-        if balance is None:
-            return self.cross_entropy(ids, targets, where, visible, None, clean), None
-        with experts.recording(self.model) as routers:
-            ce = self.cross_entropy(ids, targets, where, visible, None, clean)
-        return ce, balance(routers[-1])
+        with experts.recording(self.model) if balance else nullcontext([]) as routers:
+            if self._chunkable():
+                project = head.weighed_loss(targets, weights, self.forbidden, self.vocabulary)
+                request = _Request(self._rows(ids, where, clean), project)
+                loss = self._forward(*self._beside(ids, visible, positions, clean), None, request).squeeze(0)
+            else:
+                loss = (self.cross_entropy(ids, targets, where, visible, positions, clean) * weights).sum()
+        return loss, balance(routers[-1]) if balance else None
 
     def causal_view(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
         """The AR reading of the same weights: next-token logits (B, L, V), row i for token i + 1, as the parent gives them."""
@@ -255,6 +242,11 @@ class Denoiser:
     def rows(self, ids: Int[Tensor, "b l"], visible: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "b l v"]:
         """The model's raw output by input row, no shift and nothing forbidden: for probes and parity."""
         return self._forward(ids, visible, None, None, None)
+
+    @property
+    def takes_clean_copy(self) -> bool:
+        """Whether the family can be given the clean text beside the canvas: its order is told by positions alone."""
+        return self._takes_positions and not self.record.notes.get("left_layers")
 
     def predictable(self, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
         where = torch.ones_like(ids, dtype=torch.bool)
@@ -283,11 +275,11 @@ class Denoiser:
 
     def _beside(
         self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, clean: Clean | None
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(ids, visible, positions) of the rows: the canvas, or the canvas and after it its clean copy."""
         if clean is None:
             return ids, visible, positions
-        if not self._takes_positions or self.record.notes.get("left_layers"):
+        if not self.takes_clean_copy:
             raise ValueError("a clean copy needs a family that takes positions, and no layer that looks left always")
         length = ids.shape[1]
         doubled = visibility.clean_context(length, clean.block_size, device=ids.device)
@@ -298,7 +290,9 @@ class Denoiser:
         return torch.cat([ids, clean.ids], 1), doubled, positions.repeat(1, 2)
 
     def _without_mask(self, logits: Tensor) -> Tensor:
-        at = torch.tensor([self.record.mask_token_id], device=logits.device)
+        if self.forbidden is None:  # beside the parent's logits: see adapter.py
+            return F.pad(logits, (0, self.record.mask_token_id + 1 - logits.shape[-1]), value=float("-inf"))
+        at = torch.tensor([self.forbidden], device=logits.device)
         return logits.index_fill(-1, at, float("-inf"))
 
     def _forward(

@@ -101,3 +101,27 @@ def _new_row(tokenizer: Any, vocabulary: int) -> MaskToken:
     if tokenizer is not None and NEW_TOKEN in tokenizer.get_vocab():
         raise BadInput(f"the tokenizer has a token {NEW_TOKEN!r} already; name it, or another, as the mask token")
     return MaskToken(index, f"a new row, id {index}", new=True)
+
+
+def give_row(model: Any, index: int, row: Any = None) -> None:
+    """Write the mask token's row into both embeddings, which grow by it where they end before `index`.
+
+    row (d,): what the token reads as; None: the mean of the rows before it. What it says as an output is the mean as well,
+    where that is a row of its own and the id a new one: transformers would draw it at random.
+    """
+    import torch
+
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = ends[0].weight
+    used, new = min(index, len(weight)), row is None or index >= len(weight)
+    if index >= len(weight):
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # it draws all the same
+            model.resize_token_embeddings(index + 1, mean_resizing=False)
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        for layer in {id(m): m for m in ends}.values() if new else ():
+            layer.weight[index] = layer.weight[:used].float().mean(0).to(layer.weight.dtype)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias[index] = layer.bias[:used].float().mean().to(layer.bias.dtype)
+        if row is not None:
+            ends[0].weight[index] = row.to(weight.dtype)

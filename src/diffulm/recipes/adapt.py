@@ -90,7 +90,7 @@ class AdaptConfig(Options):
     anneal_steps: Steps = 10_000
     block_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """Block-causal attention with clean context, in blocks of so many positions; None: full attention."""
-    block_schedule: list[Stage] | None = None
+    block_schedule: Annotated[list[Stage], Field(min_length=1)] | None = None
     """Stages of other block sizes one after the other; the last one is what the model ends as."""
     full_share: Share = 0.0
     """Share of a block-causal run's steps that are taken under full attention, so that it can fill holes."""
@@ -164,6 +164,23 @@ class AdaptConfig(Options):
             raise BadInput("shift=false: an autoregressive run predicts the next token")
         if self.block_size is not None and self.block_schedule is not None:
             raise BadInput("block_size and block_schedule: give one of them")
+        blocks = self.block_size is not None or self.block_schedule is not None
+        if self.full_share and not blocks:
+            raise BadInput(f"full_share={self.full_share}: without blocks all attention is full; set block_size")
+        if self.objective == "autoregressive" and (blocks or self.ar_weight):
+            raise BadInput("objective=autoregressive: leaves nothing to blocks or to ar_weight; set them back")
+        if self.adapter == "none":
+            for key in ("keep_adapter", "quantise"):
+                if getattr(self, key) not in (False, "none"):
+                    raise BadInput(f"{key}={getattr(self, key)}: there is no adapter; set adapter=lora")
+        elif self.scratch:
+            raise BadInput("adapter=lora: there is no parent to adapt when scratch=true; leave out one of them")
+        elif self.keep_adapter and (self.train_embeddings or self.objective == "autoregressive"):
+            what = "train_embeddings=true" if self.train_embeddings else "objective=autoregressive"
+            raise BadInput(f"keep_adapter=true: with {what} there is more to keep than an adapter; set it to false")
+        if self.sharding == "full" and (self.deepspeed is not None or self.quantise != "none"):
+            other = "deepspeed" if self.deepspeed is not None else "quantise"
+            raise BadInput(f"sharding=full and {other}={getattr(self, other)}: give one of them")
         if self.noise_floor >= self.noise_ceiling:
             raise BadInput(f"noise_floor={self.noise_floor}: should be below noise_ceiling={self.noise_ceiling}")
         return self
@@ -183,16 +200,13 @@ def adapt(config: "str | Path | AdaptConfig", **settings: Any) -> dict[str, Any]
     return run(str(config), settings)
 
 
-def run(preset: str, overrides: dict[str, Any], plan: bool = False) -> dict[str, Any]:
-    """Resolve the config and carry it out; with `plan` only say what would be done."""
-    config = resolve(VERB, AdaptConfig, preset, overrides)
-    return planned(config) if plan else carry_out(config)
+def run(preset: str, overrides: dict[str, Any], plan: bool = False, **asked: Any) -> dict[str, Any]:
+    """Resolve the config and carry it out; with `plan` only say what would be done and cost (`asked`: see plan.py)."""
+    if plan:
+        from diffulm.recipes.plan import plan as planned
 
-
-def planned(config: AdaptConfig) -> dict[str, Any]:
-    """What a run would do, without reading weights or data."""
-    positions = config.steps * config.global_batch * config.length
-    return {"config": config.model_dump(mode="json"), "steps": config.steps, "tokens": positions}
+        return planned(preset, overrides, **asked)
+    return carry_out(resolve(VERB, AdaptConfig, preset, overrides))
 
 
 def carry_out(config: AdaptConfig) -> dict[str, Any]:
@@ -227,13 +241,15 @@ def check(config: AdaptConfig, out: Path) -> None:
     import torch
 
     from diffulm.data.documents import sources, takes_in
-    from diffulm.recipes.train import split_batch
+    from diffulm.data.prepared import manifest_of
+    from diffulm.recipes.train import deepspeed_file, split_batch
 
+    deepspeed_file(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda: PyTorch finds no GPU here (`diffulm doctor` says what it finds); take device=auto")
     for key in ("data", "eval_data"):
         named = getattr(config, key)
-        if named is None:
+        if named is None or manifest_of(named) is not None:
             continue
         sources(named)
         for name in [named] if isinstance(named, str) else named:
@@ -274,3 +290,11 @@ def schedule_steps(config: AdaptConfig) -> dict[str, int]:
         "warmup": in_steps(config.warmup_steps, total),
         "eval": max(1, in_steps(config.eval_every, total)),
     }
+
+
+def stages(config: AdaptConfig) -> tuple[tuple[int, int | None], ...]:
+    """(first step, block size; None: full attention) of each stage of a run."""
+    if config.block_schedule is None:
+        return ((0, config.block_size),)
+    lengths = [in_steps(stage.steps, config.steps) for stage in config.block_schedule]
+    return tuple((sum(lengths[:i]), stage.size) for i, stage in enumerate(config.block_schedule))

@@ -60,13 +60,22 @@ def preset_names(verb: str) -> list[str]:
     return sorted(file.stem for file in (PRESETS / verb).glob("*.yaml"))
 
 
-def resolve(verb: str, model: type[Config], source: str | Path, settings: dict[str, Any]) -> Config:
-    """The config of `verb`: the preset or YAML file `source`, overridden by `settings` (strings as typed, or values)."""
-    values = _read(verb, str(source))
+def resolve(
+    verb: str,
+    model: type[Config],
+    source: str | Path | None,
+    settings: dict[str, Any],
+    otherwise: dict[str, Any] | None = None,
+) -> Config:
+    """The config of `verb`: the preset or YAML file `source`, overridden by `settings` (strings as typed, or values).
+
+    otherwise: values of what neither of them says.
+    """
+    values = {} if source is None else _read(verb, str(source))
     for key in values:
         if key not in model.model_fields:
             raise BadInput(f"{source}: {unknown('key', key, model.model_fields)}")
-    return checked(model, **values | {key: _value(key, value) for key, value in settings.items()})
+    return checked(model, **(otherwise or {}) | values | {key: _value(key, value) for key, value in settings.items()})
 
 
 def _read(verb: str, source: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from diffulm import costs, families
 from diffulm.checkpoint import released
+from diffulm.checkpoint.adapter import is_adapter
 from diffulm.checkpoint.files import locate, read_config
 from diffulm.checkpoint.load import checked as within_vocabulary
 from diffulm.checkpoint.load import load
@@ -212,7 +213,8 @@ def _diffusion(
     """A model that is adapted already; nothing is probed. A mask token that is a number overrides, as in `load`."""
     digits = str(mask_token).removeprefix("-")
     given = int(mask_token) if digits.isdecimal() and len(digits) < 19 else None
-    stored = stored_tensors(place) if isinstance(place, Path) else {}
+    alone = isinstance(place, Path) and is_adapter(place)  # an adapter is opened with its parent, however large that is
+    stored = stored_tensors(place) if isinstance(place, Path) and not alone else {}
     size = size_on_disk(stored) if stored else None
     dtype = released.dtype_of(stored.values()) if stored else str(raw.get("dtype") or "float32")
     if isinstance(place, Path) and size and not _opens(size, asked):

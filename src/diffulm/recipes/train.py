@@ -1,26 +1,36 @@
 """One training run from an opened folder to the published model: what `adapt` does once its config stands."""
 
+import shlex
+import sys
 import time
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from diffulm.checkpoint import card, disk
+from diffulm.checkpoint import adapter, card, disk
+from diffulm.checkpoint.files import checkpoints_in
+from diffulm.checkpoint.load import folder_of, load
 from diffulm.checkpoint.save import write_model
-from diffulm.data.blocks import build, fingerprint
-from diffulm.data.documents import sources
+from diffulm.data.blocks import build, fingerprint, tokenizer_hash
+from diffulm.data.documents import Skips, sources
+from diffulm.data.prepared import manifest_of, open_prepared, prepared_folder, split
+from diffulm.denoiser.adapter import merge
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
-from diffulm.evaluation import likelihood
-from diffulm.training import processes
+from diffulm.recipes.config import PRESETS
+from diffulm.recipes.measure import COUNTED_BLOCKS, Gauge, fastest, judge_of
+from diffulm.training import processes, sharding
 from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.health import examine
 from diffulm.training.pace import Pace
 from diffulm.training.progress import ProgressLine
-from diffulm.training.report import write_report
+from diffulm.training.report import refresh, write_report
 from diffulm.training.run_folder import RESUMES, RunFolder, read_metrics
 from diffulm.training.trainer import DiffusionTrainer, checkpoint_bytes
 
@@ -30,48 +40,67 @@ if TYPE_CHECKING:
 # Positions a device takes at once where the config leaves it open: on a CPU what its caches hold is fastest (2,048 was 20%
 # faster than 8,192 at width 256), an accelerator wants more.
 MICRO_POSITIONS = {"cpu": 2048, "cuda": 32768}
-FINAL_SAMPLES = 64
-LEFT_TO_RIGHT_BLOCKS = 8  # L - 1 forwards each
 
 
 def train(
     config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, started: float
 ) -> dict[str, Any]:
     """Pack, train (or resume), evaluate, publish; returns the report that is also written."""
-    from diffulm.recipes.adapt import schedule_steps
+    from diffulm.recipes.adapt import schedule_steps, stages
 
+    if is_sharded(config):
+        sharding.shard(denoiser.model, device_of(config), config.precision == "bf16")
     data = folder.path / "data"
     with disk.writing(data, text_bytes(config), RESUMES):
         training, held_out = processes.first_then_all(lambda: blocks(config, denoiser.record, tokenizer, data))
-    folder.data = {split: fingerprint(data / split) for split in ("train", "eval")}
+    folder.data = fingerprints(config, data)
     at = schedule_steps(config)
     curriculum = Curriculum(
         mask_token_id=denoiser.record.mask_token_id, seed=config.seed, global_batch=config.global_batch,
         objective=config.objective, noise=config.noise, schedule=config.noise_schedule, floor=config.noise_floor,
-        annealing=config.annealing, anneal_steps=at["anneal"],
+        ceiling=config.noise_ceiling, annealing=config.annealing, anneal_steps=at["anneal"], ar_weight=config.ar_weight,
+        stages=stages(config), full_share=config.full_share,
     )  # fmt: skip
+    gauge = Gauge(denoiser, config, held_out, end_of_text(tokenizer, denoiser.record), judge_of(denoiser, config))
     checkpoint = processes.from_first(folder.resume_point)
     processes.from_first(lambda: disk.require(folder.path, checkpoint_bytes(denoiser.model), RESUMES))
     if checkpoint is None:
-        look = first_look(denoiser, curriculum, held_out, config)
+        look = first_look(gauge, training)
         processes.from_first(lambda: folder.log({"step": 0, **look}))
-    progress = ProgressLine("pre-training" if curriculum.autoregressive else "adapting", tokens_a_step(config))
-    trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, held_out, at, progress)
+    progress = ProgressLine(
+        "pre-training" if curriculum.autoregressive else "adapting",
+        tokens_a_step(config),
+        fastest(denoiser, config, device_of(config)),
+        lambda: refresh(folder.path, title_of(config)),
+    )
+    trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, gauge, at, progress)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
+    if trainer.is_deepspeed_enabled and processes.index() == 0:  # what it holds in parts, the last checkpoint has whole
+        denoiser, _ = load(checkpoints_in(folder.path)[-1])
+        denoiser.model.to(device_of(config))
+    denoiser = sharding.whole(denoiser, device_of(config))
     return processes.from_first(
-        lambda: published(config, folder, denoiser, tokenizer, curriculum, held_out, trainer.saved_record(), started)
+        lambda: published(
+            replace(gauge, denoiser=denoiser), folder, tokenizer, trainer.saved_record(), progress, started
+        )
     )
 
 
 def published(
-    config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, curriculum: Curriculum,
-    held_out: Tensor, record: dict[str, Any] | None, started: float,
-) -> dict[str, Any]:  # fmt: skip
+    gauge: Gauge,
+    folder: RunFolder,
+    tokenizer: Any,
+    record: dict[str, Any] | None,
+    progress: ProgressLine,
+    started: float,
+) -> dict[str, Any]:
     """Measure what training made, and write it to the folder's root; returns the report."""
-    report = final_report(config, folder, denoiser, curriculum, held_out, time.monotonic() - started)
+    config, denoiser = gauge.config, merged(gauge.config, gauge.denoiser)
+    progress.say("measuring what training has made")
+    report = final_report(replace(gauge, denoiser=denoiser), folder, time.monotonic() - started)
     training = card.training_of(config.model_dump(mode="json"), report)
     if record is not None:
         record = {**record, "training": training}  # so that copies of the model tell it, too
@@ -80,9 +109,23 @@ def published(
     )
     with disk.writing(folder.path, disk.size(denoiser.model), RESUMES):
         files = folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, record, facts=facts))
-    write_report(folder.path, f"DiffuLM: {config.model}, {config.objective}", report)
+    write_report(folder.path, title_of(config), report)
     folder.finish(report, files)
+    progress.say(f"verdict: {report['verdict']}")
+    progress.say(f"next: {next_command(config)}")
     return report
+
+
+def title_of(config: "AdaptConfig") -> str:
+    return f"DiffuLM: {config.model}, {config.objective}"
+
+
+def next_command(config: "AdaptConfig") -> str:
+    """What somebody would do with the model that a run has made."""
+    out = shlex.quote(config.out)
+    if config.objective == "autoregressive":
+        return f"diffulm adapt tiny model={out} data=... out=..."
+    return f"diffulm generate {out} --prompt 'The' --length 32"
 
 
 def tokens_a_step(config: "AdaptConfig") -> int:
@@ -91,12 +134,38 @@ def tokens_a_step(config: "AdaptConfig") -> int:
 
 def text_bytes(config: "AdaptConfig") -> int:
     """About what the packed blocks take: a token of text is about 4 bytes long, and so is its id."""
-    named = [data for data in (config.data, config.eval_data) if data is not None]
+    named = [data for data in (config.data, config.eval_data) if data is not None and manifest_of(data) is None]
     return sum(file.stat().st_size for data in named for file in sources(data) if isinstance(file, Path))
+
+
+def end_of_text(tokenizer: Any, record: Record) -> int:
+    """The token between documents."""
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else record.bos_token_id
+    assert eos is not None  # adopt refuses a parent with neither
+    return eos
 
 
 def device_of(config: "AdaptConfig") -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def is_sharded(config: "AdaptConfig") -> bool:
+    return config.sharding == "full" and processes.count() > 1
+
+
+def deepspeed_file(config: "AdaptConfig") -> str | None:
+    """The DeepSpeed settings that a run asks for; BadInput where they are not there, or DeepSpeed is not."""
+    if config.deepspeed is None:
+        return None
+    file = PRESETS / "deepspeed" / "zero3.json" if config.deepspeed == "zero3" else Path(config.deepspeed)
+    if not file.is_file():
+        raise BadInput(f"deepspeed={config.deepspeed}: no such file; give zero3 or a DeepSpeed JSON file")
+    if find_spec("deepspeed") is None:
+        raise BadInput(
+            f"deepspeed={config.deepspeed}: DeepSpeed is not installed; pip install deepspeed, or take sharding=full, which "
+            "needs nothing besides torch"
+        )
+    return str(file)
 
 
 def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
@@ -111,6 +180,8 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
         window=config.window,
         scratch=config.seed if config.scratch else None,
         shift=config.shift,
+        frozen=config.adapter != "none" and not config.train_embeddings,
+        quantise=config.quantise,
     )
     if tokenizer is None:
         raise BadInput(
@@ -120,28 +191,89 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
         raise BadInput(
             f"length={config.length}: {config.model} takes at most {denoiser.context} positions; set length lower"
         )
+    set_attention(denoiser, config)
     set_dropout(denoiser.model, config.dropout)
-    denoiser.model.to(device_of(config))
+    if config.adapter != "none":
+        home = folder_of(config.model)
+        adapter.begin(denoiser, home, config.lora_rank, config.lora_alpha, config.seed, config.train_embeddings)
+    # A sharded model goes to its devices a part at a time: the whole may be too large for one. A quantised one is there.
+    if not is_sharded(config) and config.quantise == "none":
+        denoiser.model.to(device_of(config))
     return denoiser, tokenizer
 
 
+def set_attention(denoiser: Denoiser, config: "AdaptConfig") -> None:
+    """Record what the run's last stage makes of the model. BadInput where its family cannot be trained so."""
+    from diffulm.recipes.adapt import stages
+
+    sizes = [size for _, size in stages(config)]
+    if any(sizes) and not denoiser.takes_clean_copy:
+        raise BadInput(f"{config.model}: cannot be trained in blocks, its layers take no positions or always look left")
+    if config.packing == "documents" and denoiser.record.notes.get("left_layers"):
+        raise BadInput(f"{config.model}: has layers that always look left, into other documents; take packing=stream")
+    if sizes[-1] is not None:
+        notes = denoiser.record.notes | ({"full_share": config.full_share} if config.full_share else {})
+        denoiser.record = replace(denoiser.record, attention="block", block_size=sizes[-1], notes=notes)
+        denoiser.model.config.diffulm = denoiser.record.to_dict()
+
+
+def merged(config: "AdaptConfig", denoiser: Denoiser) -> Denoiser:
+    """A model whose adapter is not to be kept, as plain weights; those of a quantised parent are read again, in full."""
+    if config.adapter == "none" or config.keep_adapter:
+        return denoiser
+    if config.quantise != "none":
+        whole, _ = _opened(config.model_copy(update={"quantise": "none"}))
+        whole.model.load_state_dict(
+            {name: value for name, value in denoiser.model.named_parameters() if value.requires_grad}, strict=False
+        )
+        denoiser = whole
+    merge(denoiser.model, denoiser.record)
+    return denoiser
+
+
 def blocks(config: "AdaptConfig", record: Record, tokenizer: Any, folder: Path) -> tuple[Any, Tensor]:
-    """(training blocks, held-out blocks (n, length)); without eval_data the last blocks are kept out of training."""
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else record.bos_token_id
-    assert eos is not None  # adopt refuses a parent with neither
-    layout = (tokenizer, record.bos_token_id, eos, config.length)
+    """(training blocks, held-out blocks (n, length)); without eval_data the last blocks are kept out of training.
+
+    What `diffulm prepare` made is used in place, text is packed into `folder`.
+    """
+    eos = end_of_text(tokenizer, record)
     # the small one first: a broken row in it should not be found after hours of packing
-    rows = None if config.eval_data is None else build(config.eval_data, *layout, folder / "eval").with_format("torch")
-    packed = build(config.data, *layout, folder / "train").with_format("torch")
+    rows = (
+        None if config.eval_data is None else _blocks("eval", config.eval_data, config, record, tokenizer, eos, folder)
+    )
+    packed = _blocks("train", config.data, config, record, tokenizer, eos, folder)
     if rows is not None:
         return packed, _spread(rows, config.eval_blocks)
-    keep = len(packed) - config.eval_blocks
-    if keep < 1:
+    if len(packed) <= config.eval_blocks:
         raise BadInput(
             f"data={config.data}: has only {len(packed)} blocks of {config.length} tokens; {config.eval_blocks} are held out; "
             "give more text, or set eval_blocks lower"
         )
-    return packed.select(range(keep)), _spread(packed.select(range(keep, len(packed))), config.eval_blocks)
+    training, held_out = split(packed, manifest_of(config.data), config.eval_blocks)
+    return training, _spread(held_out, config.eval_blocks)
+
+
+def _blocks(name: str, data: Any, config: "AdaptConfig", record: Record, tokenizer: Any, eos: int, folder: Path) -> Any:
+    prepared = manifest_of(data)
+    if prepared is not None:
+        wanted = {"length": config.length, "packing": config.packing, "bos_token_id": record.bos_token_id}
+        wanted |= {"eos_token_id": eos, "tokenizer": tokenizer_hash(tokenizer)}
+        return open_prepared(prepared_folder(data), prepared, wanted).with_format("torch")
+    skips = Skips() if config.bad_rows == "skip" else None
+    layout = (tokenizer, record.bos_token_id, eos, config.length)
+    packed = build(data, *layout, folder / name, packing=config.packing, skips=skips).with_format("torch")
+    if skips is not None and skips.count and processes.index() == 0:
+        print(f"diffulm: {skips}; {folder / name / 'manifest.json'} says so too", file=sys.stderr)
+    return packed
+
+
+def fingerprints(config: "AdaptConfig", folder: Path) -> dict[str, str]:
+    """What a run's blocks are, by checksum; prepared data by its manifest, which need not be read as a whole."""
+    named = {"train": config.data, "eval": config.eval_data}
+    return {
+        name: fingerprint(folder / name if manifest_of(data) is None else prepared_folder(data))
+        for name, data in named.items()
+    }
 
 
 def _spread(rows: Any, count: int) -> Tensor:
@@ -159,28 +291,20 @@ def set_dropout(model: nn.Module, p: float) -> None:
             setattr(module, "attention_dropout", p)  # noqa: B010 (the type checker takes it for a submodule)
 
 
-def first_look(denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, config: "AdaptConfig") -> dict[str, float]:
-    """Before anything is trained: the parent's own AR loss, and the bound it gives as it stands."""
-    return {
-        "eval_parent": likelihood.autoregressive(denoiser, held_out).nats,
-        **evaluate(denoiser, curriculum, held_out, config),
-    }
-
-
-def evaluate(denoiser: Denoiser, curriculum: Curriculum, held_out: Tensor, config: "AdaptConfig") -> dict[str, float]:
-    if curriculum.autoregressive:
-        return {"eval_ar": likelihood.autoregressive(denoiser, held_out).nats}
-    loss = likelihood.bound(denoiser, held_out, config.eval_samples, config.seed)
-    return {"eval_bound": loss.nats, "eval_bound_stderr": loss.stderr}
+def first_look(gauge: Gauge, training: Any) -> dict[str, float]:
+    """What is measured before anything is trained, at step 0."""
+    return gauge.before(_spread(training, COUNTED_BLOCKS))
 
 
 def make_trainer(
     config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, curriculum: Curriculum,
-    training: Any, held_out: Tensor, at: dict[str, int], progress: ProgressLine,
+    training: Any, gauge: Gauge, at: dict[str, int], progress: ProgressLine,
 ) -> Any:  # fmt: skip
     import transformers
 
+    micro, accumulation = split_batch(config, processes.count())
     args = transformers.TrainingArguments(
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, deepspeed=deepspeed_file(config),
         output_dir=str(folder.path), max_steps=config.steps, learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.lr_schedule, config.lr_schedule),
         warmup_steps=at["warmup"], weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
@@ -195,63 +319,49 @@ def make_trainer(
     args._n_gpu = min(
         args.n_gpu, 1
     )  # several GPUs are for torchrun: DataParallel's threads would lose what is asked for
-    micro, accumulation = split_batch(config, args.world_size)
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, accumulation
     samples = Samples(
         training, denoiser.record.bos_token_id is not None, config.seed, config.global_batch, config.steps
     )
-    pace = Pace(folder, curriculum, tokens_a_step(config), at["eval"], config.save_seconds)
+    pace = Pace(folder, curriculum, tokens_a_step(config), at["eval"], config.save_seconds, progress.fastest)
     trainer = DiffusionTrainer(
         denoiser, curriculum, folder, samples, args, tokenizer,
-        evaluate_with=lambda: evaluate(denoiser, curriculum, held_out, config),
+        evaluate_with=gauge.evaluate,
         callbacks=[pace, progress],
     )  # fmt: skip
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     return trainer
 
 
-def split_batch(config: "AdaptConfig", world: int) -> tuple[int, int]:
-    """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error."""
+def split_batch(config: "AdaptConfig", world: int, device: str | None = None) -> tuple[int, int]:
+    """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error.
+
+    device: cpu or cuda; None: what this process has.
+    """
     if config.global_batch % world:
         raise BadInput(f"global_batch={config.global_batch} does not divide by {world} processes")
     share = config.global_batch // world
     micro = config.micro_batch
     if micro is None:
-        fits = max(1, MICRO_POSITIONS[device_of(config)] // config.length)
+        fits = max(1, MICRO_POSITIONS[device or device_of(config)] // config.length)
         micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
     if share % micro:
         raise BadInput(f"micro_batch={micro} does not divide the {share} canvases of a process")
     return micro, share // micro
 
 
-def final_report(
-    config: "AdaptConfig",
-    folder: RunFolder,
-    denoiser: Denoiser,
-    curriculum: Curriculum,
-    held_out: Tensor,
-    seconds: float,
-) -> dict[str, Any]:
-    """The figures of a finished run: held-out losses on the same blocks, the parent's among them."""
-    rows = read_metrics(folder.metrics)
+def final_report(gauge: Gauge, folder: RunFolder, seconds: float) -> dict[str, Any]:
+    """The figures of a finished run: held-out losses on the same blocks, the parent's among them, and the verdict."""
+    config, rows = gauge.config, read_metrics(folder.metrics)
     parent = next((row["eval_parent"] for row in rows if "eval_parent" in row), None)
-    found: dict[str, Any] = {
+    verdict = examine(rows, folder.config)
+    return {
         "out": str(folder.path),
         "steps": config.steps,
         "tokens": config.steps * config.global_batch * config.length,
-        "held_out_blocks": len(held_out),
+        "held_out_blocks": len(gauge.held_out),
         "seconds_of_last_part": round(seconds, 1),
-        "causal_view": likelihood.autoregressive(denoiser, held_out).nats,
-    }
-    if curriculum.autoregressive:
-        return found
-    whole = likelihood.bound(denoiser, held_out, FINAL_SAMPLES, config.seed)
-    some = held_out[:LEFT_TO_RIGHT_BLOCKS]
-    return {
-        **found,
-        "parent": parent,
-        "bound": whole.nats,
-        "bound_stderr": whole.stderr,
-        "left_to_right": likelihood.left_to_right(denoiser, some).nats,
-        "left_to_right_blocks": len(some),
+        **({} if config.objective == "autoregressive" else {"parent": parent}),
+        **gauge.after(),
+        "verdict": verdict.line,
+        "warnings": verdict.warnings,
     }

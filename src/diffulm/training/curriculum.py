@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from diffulm import noise, objective, visibility
+from diffulm.data import packed
 from diffulm.data.blocks import row as row_of
+from diffulm.randomness import key, uniform
 from diffulm.shapes import Bool, Float, Int
+
+_MIX = key("full attention among blocks")
 
 
 class Samples(Dataset[dict[str, Tensor]]):
@@ -27,26 +32,40 @@ class Samples(Dataset[dict[str, Tensor]]):
         return self.steps * self.global_batch
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
-        ids = torch.as_tensor(self.blocks[row_of(self.blocks, self.seed, n)]["ids"]).long()  # pyright: ignore[reportArgumentType]
+        block = self.blocks[row_of(self.blocks, self.seed, n)]  # pyright: ignore[reportArgumentType]
+        ids = torch.as_tensor(block["ids"]).long()
         fixed = torch.zeros_like(ids, dtype=torch.bool)
         fixed[0] = self.has_bos
         step, row = divmod(n, self.global_batch)
-        return {"ids": ids, "fixed": fixed, "step": torch.tensor(step), "row": torch.tensor(row)}
+        sample = {"ids": ids, "fixed": fixed, "step": torch.tensor(step), "row": torch.tensor(row)}
+        if "document" in block:
+            sample["document"] = torch.as_tensor(block["document"]).long()
+            sample["fixed"] = packed.begins(sample["document"][None])[0]
+        return sample
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """canvas (B, L) as the model sees it; where (B, L) carries loss; token_weight (B, L); denominator: scalar."""
+    """canvas (B, L) as the model sees it; where (B, L) carries loss; token_weight (B, L); denominator: scalar; free (B, L):
+    what may be hidden."""
 
     canvas: Int[Tensor, "b l"]
     where: Bool[Tensor, "b l"]
     token_weight: Float[Tensor, "b l"]
     denominator: Float[Tensor, ""]
+    free: Bool[Tensor, "b l"]
+
+
+Stages = tuple[tuple[int, int | None], ...]
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """objective "autoregressive" trains the parent itself: nothing hidden, a causal matrix, every free token carries loss."""
+    """objective "autoregressive" trains the parent itself: nothing hidden, a causal matrix, every free token carries loss.
+
+    stages: (first step, block size or None for full attention), one after the other; blocks have clean context.
+    full_share: of the steps under blocks, those that are taken under full attention, drawn by (seed, step).
+    """
 
     mask_token_id: int
     seed: int
@@ -55,30 +74,49 @@ class Curriculum:
     noise: str = "bernoulli"
     schedule: str = "linear"
     floor: float = 1e-3
+    ceiling: float = 1.0
     annealing: str = "bernoulli"
     anneal_steps: int = 0
+    ar_weight: float = 0.0
+    stages: Stages = ((0, None),)
+    full_share: float = 0.0
 
     @property
     def autoregressive(self) -> bool:
         return self.objective == "autoregressive"
 
+    def block_size(self, step: int) -> int | None:
+        """Positions of a block at this step; None: full attention."""
+        size = [size for first, size in self.stages if first <= step][-1]
+        open_to_all = self.full_share > 0 and float(uniform(self.seed, _MIX, step)) < self.full_share
+        return None if open_to_all else size
+
     def hide(self, batch: dict[str, Tensor]) -> Hidden:
-        """The noise of one micro-batch: batch holds ids, fixed (B, L) and step, row (B,), all of one step."""
-        ids, free, rows = batch["ids"], ~batch["fixed"], batch["row"]
+        """The noise of one micro-batch: batch holds ids, fixed (B, L) and step, row (B,), all of one step.
+
+        With blocks each block is noised as if it were a row of its own, at its own noise level.
+        """
+        ids, free, step = batch["ids"], ~batch["fixed"], int(batch["step"][0])
         free[:, 0] = False  # with shift position 0 is never predicted, fixed or not
         if self.autoregressive:
-            return Hidden(ids, free, free.float(), free.sum().float())
-        options = {"schedule": self.schedule, "floor": self.floor} if self.noise == "bernoulli" else {}
-        drawn = noise.by_name(self.noise)(free, self.seed, int(batch["step"][0]), rows, self.global_batch, **options)
-        weight, denominator = objective.by_name(self.objective)(drawn.masked, free, drawn.weight)
-        return Hidden(ids.masked_fill(drawn.masked, self.mask_token_id), drawn.masked, weight, denominator)
+            return Hidden(ids, free, free.float(), free.sum().float(), free)
+        size = self.block_size(step) or free.shape[1]
+        blocks = -(-free.shape[1] // size)
+        parts = pad(free, (0, blocks * size - free.shape[1])).reshape(-1, size)
+        rows = (batch["row"][:, None] * blocks + torch.arange(blocks, device=ids.device)).flatten()
+        options = {"schedule": self.schedule, "floor": self.floor, "ceiling": self.ceiling}
+        options = options if self.noise == "bernoulli" else {}
+        drawn = noise.by_name(self.noise)(parts, self.seed, step, rows, self.global_batch * blocks, **options)
+        weight, denominator = objective.by_name(self.objective)(drawn.masked, parts, drawn.weight)
+        masked, weight = (part.reshape(len(ids), -1)[:, : free.shape[1]] for part in (drawn.masked, weight))
+        return Hidden(ids.masked_fill(masked, self.mask_token_id), masked, weight, denominator, free)
 
     def anneal_ratio(self, step: int) -> float:
         """Share of the future that is open at this step."""
         return 0.0 if self.autoregressive else visibility.anneal_ratio(step, self.anneal_steps)
 
     def visible(self, step: int, length: int, device: torch.device) -> Bool[Tensor, "l l"] | None:
-        """The matrix of this step, shared by rows, heads and layers; None once everything is visible."""
+        """The matrix of this step, shared by rows, heads and layers; None: nothing beyond what blocks say, if there are any."""
         ratio = self.anneal_ratio(step)
         if ratio >= 1:
             return None

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from diffulm.errors import Elsewhere
+from diffulm.errors import BadInput, Elsewhere
 
 Value = TypeVar("Value")
 WAIT = timedelta(days=30)  # packing much text takes hours, and process 0 may not be given up meanwhile
@@ -22,6 +22,10 @@ def index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start(cpu: bool) -> None:
     """Join the other processes of this run, where a launcher started several; on GPUs each takes its own."""
     if int(os.environ.get("LOCAL_RANK", "-1")) < 0 or _waiting:
@@ -30,6 +34,11 @@ def start(cpu: bool) -> None:
 
     PartialState(cpu=cpu)
     _waiting.append(dist.new_group(backend="gloo", timeout=WAIT))
+
+
+def group() -> Any:
+    """Of all processes, on the CPU; None where there is one alone."""
+    return _waiting[0] if _waiting else None
 
 
 def from_first(work: Callable[[], Value]) -> Value:
@@ -62,6 +71,20 @@ def all_of(value: Any) -> list[Any]:
     return values
 
 
+def said_once(message: str) -> BadInput:
+    """The error to raise for what all processes have found: the first says it, the others keep silent."""
+    return BadInput(message) if index() == 0 else Elsewhere(message)
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """For work that fails on all processes if it fails on one."""
+    try:
+        yield
+    except BadInput as error:
+        raise said_once(str(error)) from None
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Turn a connection that breaks inside into Elsewhere: the process at its other end has died."""
@@ -69,7 +92,9 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise Elsewhere("another process of this run has died; what it wrote says why") from None
+            # process 0 may be the one that died: the next one speaks as well
+            kind = BadInput if index() < 2 else Elsewhere
+            raise kind("another process of this run has died; what it wrote says why") from None
         raise
 
 

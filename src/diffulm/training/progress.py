@@ -1,7 +1,8 @@
-"""A line of progress: loss, tokens a second, time left; a live bar in a terminal, plain lines elsewhere."""
+"""A line of progress: loss, tokens a second, utilisation, time left; a live bar in a terminal, plain lines elsewhere."""
 
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -14,10 +15,20 @@ PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 
 class ProgressLine(TrainerCallback):
     """Writes to stderr only: stdout belongs to the result. Draws in place on a terminal that takes escape codes; what it
-    cannot write it leaves out, for nobody looks and the run is worth more than the line."""
+    cannot write it leaves out, for nobody looks and the run is worth more than the line.
 
-    def __init__(self, what: str, tokens_a_step: int) -> None:
-        self.what, self.tokens_a_step = what, tokens_a_step
+    fastest: tokens a second at the devices' peak, where known. look: called after each evaluation; what looks wrong by the
+    name of what found it. Each is said once."""
+
+    def __init__(
+        self,
+        what: str,
+        tokens_a_step: int,
+        fastest: float | None = None,
+        look: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.what, self.tokens_a_step, self.fastest, self.look = what, tokens_a_step, fastest, look
+        self.said: set[str] = set()
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.printed, self.narrow = 0.0, False
@@ -46,17 +57,26 @@ class ProgressLine(TrainerCallback):
         rate = (state.global_step - self.step) * self.tokens_a_step / max(now - self.since, 1e-9)
         self.step, self.since = state.global_step, now
         left = (state.max_steps - state.global_step) * self.tokens_a_step / max(rate, 1e-9)
-        self._show(state, f"loss {logs['loss']:.3f}", f", {rate:,.0f} tokens/s", f", {_clock(left)} left")
+        used = f" ({rate / self.fastest:.0%} of the peak)" if self.fastest else ""
+        self._show(state, f"loss {logs['loss']:.3f}", f", {rate:,.0f} tokens/s{used}", f", {_clock(left)} left")
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        shown = [f"{k.removeprefix('eval_')} {v:.3f}" for k, v in (metrics or {}).items() if isinstance(v, float)]
-        text = f"step {state.global_step}: held-out {', '.join(shown)}"
+        if not state.is_world_process_zero:
+            return
+        self.say(f"step {state.global_step}: held-out {held_out(metrics or {})}")
+        for name, warning in self.look().items():
+            if name not in self.said:
+                self.said.add(name)
+                self.say(f"step {state.global_step}: looks wrong: {warning}")
+
+    def say(self, text: str) -> None:
+        """A line of its own, beside the bar if there is one."""
         if self.bar:
             with contextlib.suppress(OSError):
-                self.bar.console.print(text)
-        elif state.is_world_process_zero:
+                self.bar.console.print(text, markup=False, highlight=False)
+        else:
             self._print(text)
 
     def close(self) -> None:
@@ -81,6 +101,16 @@ class ProgressLine(TrainerCallback):
             self.printed = time.monotonic()
             at = f"step {state.global_step}/{state.max_steps}, {seen}"
             self._print(f"{at}, {loss}{rate}{left}")
+
+
+def held_out(metrics: Mapping[str, float]) -> str:
+    """The losses among the figures of an evaluation, with their errors."""
+    shown = []
+    for name in ("ar", "bound", "left_to_right"):
+        if (value := metrics.get(f"eval_{name}")) is not None:
+            error = metrics.get(f"eval_{name}_stderr")
+            shown.append(f"{name.replace('_', ' ')} {value:.3f}" + (f" +- {error:.3f}" if error else ""))
+    return ", ".join(shown)
 
 
 def _clock(seconds: float) -> str:
