@@ -121,7 +121,6 @@ class Forks:
         """A command line; `first` is code that runs before it, with `when` at hand."""
         return self.start(f"from forks import when\n{first}\n{MAIN}", arguments, **settings)
 
-
     def launched(self, count: int, *arguments: str, first: str = "", code: str = "") -> list[Child]:
         """So many processes of one run, as torchrun would start them: of a command line, or of `code`."""
         fresh = "from accelerate.state import PartialState; PartialState._reset_state()  # of the helper's own run\n"

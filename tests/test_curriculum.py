@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from diffulm import visibility
 from diffulm.denoiser.adopt import adopt
-from diffulm.denoiser.denoiser import Clean
+from diffulm.denoiser.denoiser import Clean, Denoiser
 from diffulm.recipes.adapt import AdaptConfig, stages
 from diffulm.training.curriculum import Curriculum, Samples
 from diffulm.training.step import loss_of, prepared
@@ -188,6 +188,14 @@ def test_some_steps_are_taken_under_full_attention():
     assert set(sizes) == {4, None}
     assert 0.2 < sizes.count(None) / 1000 < 0.3  # 250 with a standard deviation of 14
     assert sizes == [curriculum.block_size(step) for step in range(1000)]
+
+
+def test_a_step_of_the_mix_sees_everything_though_the_record_says_blocks(denoiser):
+    curriculum = Curriculum(MASK, SEED, BATCH, noise="count")
+    in_blocks = Denoiser(denoiser.model, replace(denoiser.record, attention="block", block_size=4))
+    assert loss(in_blocks, curriculum, [8]) == pytest.approx(
+        loss(denoiser, curriculum, [8]), abs=1e-6
+    )  # the same matrix
 
 
 def test_times_between_floor_and_ceiling():

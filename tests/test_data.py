@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from diffulm.data import blocks, stdlib
-from diffulm.data.documents import documents, takes_in
+from diffulm.data.documents import Skips, documents, takes_in
 from diffulm.errors import BadInput
 from diffulm.recipes import pocket
 
@@ -128,6 +128,28 @@ def test_bad_rows_of_parquet_are_named(put):
     other = put("other.parquet", parquet(pyarrow.array(["one"]), name="content"))
     with pytest.raises(BadInput, match=r"no column `text`, it has n, content"):
         list(documents(other))
+
+
+def test_bad_rows_are_left_out_and_counted_where_asked_for(put):
+    lines = b'{"text": "one"}\n' + b"\n".join(BAD_LINES.values()) + b'\n{"text": "two"}\n'
+    data = [
+        put("a.jsonl", lines),
+        put("b.jsonl.gz", lines),
+        put("c.parquet", parquet(pyarrow.array([b"one", b"\xff", b"two"]).view(pyarrow.string()))),
+        put("d.txt", b"thr\xe9e"),
+    ]
+    skips = Skips()
+    assert list(documents(data, skips)) == ["one", "two"] * 3
+    assert skips.count == 2 * len(BAD_LINES) + 2
+    assert skips.places[:2] == [f"{data[0]}, line 2: not UTF-8 (invalid start byte)", skips.places[1]]
+    assert len(skips.places) == 5 and str(skips).startswith("16 bad rows left out: ")
+    assert str(skips).endswith("; and 11 more")
+    with pytest.raises(BadInput, match="no text in it"):
+        list(documents(data[3], Skips()))
+    cut = put("cut.jsonl", gzip.compress(lines)[:-20])
+    os.rename(cut, cut := cut + ".gz")
+    with pytest.raises(BadInput, match="damaged gzip"):
+        list(documents(cut, Skips()))
 
 
 def test_damaged_files_are_named(put):
@@ -306,8 +328,8 @@ def test_build_equals_pack_and_is_mapped_into_memory(put, tokenizer, tmp_path: P
 def test_build_is_used_again_until_something_changes(put, tokenizer, tmp_path: Path, monkeypatch):
     path, folder = put("data.jsonl", jsonl(TEXTS * 20)), tmp_path / "blocks"
     packed = []
-    pack = blocks.pack
-    monkeypatch.setattr(blocks, "pack", lambda *arguments: packed.append(1) or pack(*arguments))
+    pack = blocks.packed
+    monkeypatch.setattr(blocks, "packed", lambda *arguments: packed.append(1) or pack(*arguments))
 
     def build(**changed) -> list[list[int]]:
         settings = {"data": path, "tokenizer": tokenizer, "bos_token_id": 0, "eos_token_id": 0, "length": 16}
@@ -329,12 +351,24 @@ def test_build_is_used_again_until_something_changes(put, tokenizer, tmp_path: P
     assert rebuilds(length=32)
     assert rebuilds(bos_token_id=None)
     assert rebuilds(eos_token_id=1)
+    assert rebuilds(packing="documents")
+    assert rebuilds(skips=Skips())
     assert rebuilds(tokenizer=pocket.tokenizer(TEXTS, vocabulary=300))
     assert rebuilds()
     put("data.jsonl", jsonl(TEXTS * 20 + ["more"]))
     assert rebuilds()
     os.utime(path, ns=(0, 0))
     assert rebuilds()
+
+
+def test_a_build_that_is_used_again_says_again_what_it_left_out(put, tokenizer, tmp_path: Path):
+    path = put("data.jsonl", jsonl(TEXTS * 20) + b"broken\n")
+    told = []
+    for _ in range(2):
+        skips = Skips()
+        blocks.build(path, tokenizer, 0, 0, 16, tmp_path / "blocks", skips=skips)
+        told.append(str(skips))
+    assert told[0].startswith(f"1 bad row left out: {path}, line 61: not JSON") and told[0] == told[1]
 
 
 def test_what_a_killed_build_left_is_ignored(put, tokenizer, tmp_path: Path, monkeypatch):

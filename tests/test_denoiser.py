@@ -15,6 +15,7 @@ from diffulm import visibility
 from diffulm.denoiser import head
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Clean, Denoiser, evaluating
+from diffulm.denoiser.layers import recompute
 from diffulm.denoiser.probe import influence
 from models import LLAMA, VOCABULARY, WINDOW, WINDOWS, build, ids
 
@@ -268,6 +269,7 @@ def test_chunked_cross_entropy_is_that_of_the_logits(family, monkeypatch):
 @pytest.mark.parametrize("size", [CHUNK, 2**24])
 def test_the_weighed_loss_and_its_gradients_are_those_of_the_cross_entropy(family, size, monkeypatch):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", size)
+    monkeypatch.setattr(head, "SLICE", 10 if size == CHUNK else head.SLICE)
     denoiser, tokens = adopted(family), ids(3)
     where = some(tokens)
     weights = torch.rand(int(where.sum())) / 7
@@ -544,3 +546,33 @@ def test_a_clean_copy_needs_positions():
     denoiser._takes_positions = False
     with pytest.raises(ValueError, match="a clean copy needs a family that takes positions"):
         denoiser(tokens, clean=Clean(tokens, 4))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "qwen3_mixed", "mistral"])
+def test_no_mask_where_everything_is_visible(family, monkeypatch):
+    denoiser, tokens = adopted(family), ids(3)
+    wanted, matrix = denoiser(tokens), denoiser(tokens, VISIBLE["annealed"])
+    masks = []
+    plain = F.scaled_dot_product_attention
+
+    def spy(*args, attn_mask=None, is_causal=False, **options):
+        masks.append((attn_mask is None, is_causal))
+        return plain(*args, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    quick = denoiser.quick()
+    quick.cross_entropy(tokens, tokens[some(tokens)], some(tokens))  # measures the head, once
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    recompute(quick.model)
+    quick.model.train()
+    where = some(tokens)
+    loss, _ = quick.weighed_loss(tokens, tokens[where], where, torch.ones(int(where.sum())))
+    loss.backward()
+    quick.model.eval()
+    everywhere = [no_mask for no_mask, _ in masks]
+    windowed = {"qwen3_mixed": 1, "mistral": 2}.get(family, 0)  # layers that slide keep their matrix
+    count = quick.config.num_hidden_layers
+    assert everywhere.count(False) * count == windowed * len(masks) and len(masks) == 2 * count
+    assert not any(causal for _, causal in masks)
+    with torch.no_grad():
+        torch.testing.assert_close(quick(tokens), wanted, atol=ROUNDING, rtol=0)
+        torch.testing.assert_close(quick(tokens, VISIBLE["annealed"]), matrix, atol=0, rtol=0)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from diffulm.training.run_folder import read_metrics
 from forks import Forks
@@ -114,6 +117,59 @@ def test_ctrl_c_twice_at_any_moment_of_the_start(home, tmp_path):
         assert told_once(*(found := twice(draw.uniform(0.0, 4.0), home, tmp_path / "run"))), found
 
 
+KILLS = {
+    "a step": (f"{TRAINER}.training_step", 3),
+    "a save": ("diffulm.training.trainer:save_file", 2),
+    "an evaluation": (f"{TRAINER}.evaluate", 1),
+    "the end of a save": ("diffulm.training.checkpoints:keep_newest", 1),
+    "the last files": ("diffulm.training.run_folder:sync", 1),
+}
+
+
+def test_sigkill_in_the_middle_of_anything_and_the_same_command_again(forks: Forks, home, tmp_path):
+    out, command = tmp_path / "run", short(home, tmp_path / "run")
+    for place, call in KILLS.values():
+        child = forks.diffulm(*command, first=kill_at(place, call, signal.SIGKILL))
+        assert child.wait() == -signal.SIGKILL, child.err
+        assert not (out / "report.json").exists()
+    assert forks.diffulm(*command).wait() == 0
+    assert weights(out) == weights(forks.whole) and timeless(out) == timeless(forks.whole)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_experts_go_on_from_the_checkpoint_too(forks: Forks, home, tmp_path):
+    """transformers writes the weights of experts under other names than the model has."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MixtralConfig(vocab_size=300, num_hidden_layers=1, num_local_experts=2, eos_token_id=0, **shape)
+    shutil.copytree(home / "parent", tmp_path / "parent")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MixtralForCausalLM(config).save_pretrained(tmp_path / "parent")
+    runs = [short(home, tmp_path / name, model=tmp_path / "parent", eval_samples=2) for name in ("whole", "killed")]
+    assert forks.diffulm(*runs[0]).wait() == 0
+    assert forks.diffulm(*runs[1], first=kill_at(f"{TRAINER}.training_step", 6, signal.SIGKILL)).wait() < 0
+    child = forks.diffulm(*runs[1])
+    assert child.wait() == 0 and "missing keys" not in child.err
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_sigkill_at_twenty_random_moments(forks: Forks, home, tmp_path):
+    draw, out, kills, started = random.Random(0), tmp_path / "0", 0, time.monotonic()
+    assert forks.diffulm(*short(home, out)).wait() == 0
+    longest = time.monotonic() - started
+    while kills < 20:
+        if (out / "report.json").exists():
+            assert weights(out) == weights(forks.whole) and timeless(out) == timeless(forks.whole)
+            out = tmp_path / str(kills + 1)
+        child = forks.diffulm(*short(home, out))
+        time.sleep(draw.uniform(0, longest))
+        child.kill()
+        kills += child.wait() == -signal.SIGKILL
+    assert forks.diffulm(*short(home, out)).wait() == 0
+    assert weights(out) == weights(forks.whole) and timeless(out) == timeless(forks.whole)
+
+
 def test_a_second_run_in_the_folder_is_refused_at_once_until_the_first_is_dead(forks: Forks, home, tmp_path):
     out, command = tmp_path / "run", short(home, tmp_path / "run")
     waits = f"when('{TRAINER}.training_step', 4, 'time.sleep(60)')"
@@ -183,6 +239,23 @@ def test_an_error_in_one_of_two_processes_is_one_line(forks: Forks, home, tmp_pa
     assert [first.wait(), second.wait()] == [2, 2]
     assert first.err.splitlines()[-1].startswith(f"diffulm: error: {tmp_path / 'b'}: the disk is full")
     assert "Traceback" not in first.err + second.err
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_of_two_processes_one_is_killed(forks: Forks, home, tmp_path, killed):
+    """In the middle of a step. The other does not wait for it: one line, and the job goes on when it is started again."""
+    out, command = tmp_path / "run", short(home, tmp_path / "run")
+    kill = f"if os.environ['RANK'] == '{killed}': os.kill(os.getpid(), 9)"
+    children = forks.launched(2, *command, first=f"when('{TRAINER}.training_step', 6, {kill!r})")
+    assert children[killed].wait() == -signal.SIGKILL
+    other = children[1 - killed]
+    assert other.wait(60) == 2, other.err
+    said = "diffulm: error: another process of this run has died; what it wrote says why"
+    assert other.err.splitlines()[-1] == f"{said}; {GOES_ON}" and "Traceback" not in other.err
+    assert [path.name for path in sorted(out.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-4"]
+    assert [child.wait() for child in forks.launched(2, *command)] == [0, 0]
+    for mine, alone in zip(timeless(out), timeless(forks.whole), strict=True):
+        assert mine == pytest.approx(alone, abs=2e-4)  # sums in another order, float32, through 8 steps
 
 
 @pytest.mark.slow

@@ -57,6 +57,19 @@ def test_earlier_checkpoints_survive_a_save_that_fails(forks: Forks, home, tmp_p
     assert weights(out) == weights(forks.whole) and timeless(out) == timeless(forks.whole)
 
 
+def test_a_save_in_parts_that_fails_is_told_once(forks: Forks, home, tmp_path):
+    """The disk of one of two processes is full. Both hear of it, the first says it, and nothing half is left."""
+    out, command = tmp_path / "run", short(home, tmp_path / "run", sharding="full")
+    limit = "if os.environ['RANK'] == '1': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
+    children = forks.launched(2, *command, first=f"when('diffulm.training.sharding:save', 2, {limit!r})")
+    said = last_line(children[0])
+    assert said.startswith(f"diffulm: error: {out}: file too large: {CHECKPOINT}, ")
+    assert said.endswith("; the same command goes on from the last checkpoint")
+    assert (children[1].wait(), children[1].err) == (2, "")
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"] and not list(out.glob("*.tmp"))
+    assert forks.diffulm(*command).wait() == 0, "one process goes on with what two have left"
+
+
 @pytest.mark.parametrize("verb", ["save", "export", "import"])
 def test_a_model_that_does_not_fit_leaves_nothing(forks: Forks, tmp_path, verb):
     target = tmp_path / "copy"

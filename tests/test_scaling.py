@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from safetensors.torch import load_file
 
 from diffulm.lm import load
+from diffulm.recipes.adapt import run
+from diffulm.recipes.config import PRESETS
 from forks import Child, Forks
+from models import bad
 from runs import short, timeless
 
 CLOSE = 2e-5  # the sums of float32 come in another order; through the 8 steps of these runs they stay this near
@@ -73,30 +77,98 @@ def test_more_processes_compute_the_same(forks: Forks, home, alone, tmp_path, co
     same(tmp_path / "run", alone)
 
 
-def test_a_sharded_run_computes_the_same_and_leaves_one_plain_checkpoint(forks: Forks, home, alone, tmp_path):
-    out = tmp_path / "run"
-    done(*forks.launched(2, *short(home, out, **SIX, sharding="full"), first=LOOK))
-    same(out, alone)
-    config, plain = (json.loads((folder / "config.json").read_text()) for folder in (out, alone))
-    assert config.pop("diffulm")["training"]["bound"] == pytest.approx(plain.pop("diffulm")["training"]["bound"], abs=CLOSE)
+@pytest.fixture(scope="module")
+def sharded(forks: Forks, home, tmp_path_factory) -> Path:
+    """The run on two processes with a part of the model each, all its checkpoints kept."""
+    out = tmp_path_factory.mktemp("sharded") / "run"
+    command = short(home, out, **SIX, sharding="full", keep_checkpoints=9)
+    done(*forks.launched(2, *command, first=LOOK))
+    return out
+
+
+def test_a_sharded_run_computes_the_same_and_leaves_one_plain_checkpoint(home, alone, sharded):
+    same(sharded, alone)
+    names = {path.name for path in sharded.iterdir() if path.is_file()}
+    assert names == {path.name for path in alone.iterdir() if path.is_file()}
+    config, plain = (json.loads((folder / "config.json").read_text()) for folder in (sharded, alone))
+    assert config.pop("diffulm").keys() == plain.pop("diffulm").keys()
     assert config == plain, "the architecture's own name too"
-    assert load(out).infill("the cat <hole:1> on a mat").fills
+    assert load(sharded).infill("the cat <hole:1> on a mat").fills
 
 
-def test_a_sharded_checkpoint_resumes_on_any_number_of_processes(forks: Forks, home, alone, tmp_path):
-    out, settings = tmp_path / "run", SIX | {"sharding": "full"}
-    stop = "when('diffulm.training.trainer:DiffusionTrainer.training_step', 6, 'os.kill(os.getpid(), 2)')"
-    children = forks.launched(2, *short(home, out, **settings), first=stop)
-    assert [child.wait() for child in children] == [130, 130], children[0].err
-    newest = out / "checkpoint-4"
-    assert {path.name for path in newest.glob("*.safetensors")} == {
-        f"shard-0000{n}-model-00001-of-00001.safetensors" for n in (1, 2)
-    }
-    assert not {path.suffix for path in newest.iterdir()} - {".json", ".jsonl", ".safetensors"}, "nothing is pickled"
-    assert len(json.loads((newest / "manifest.json").read_text())) == len(list(newest.iterdir())) - 1
-    for count, changed in [(1, {}), (3, {}), (2, {"sharding": "none"})]:
-        copied = tmp_path / f"on-{count}"
-        shutil.copytree(out, copied)
-        command = short(home, copied, **settings | changed)
-        done(*(forks.launched(count, *command) if count > 1 else [forks.diffulm(*command)]))
-        same(copied, alone)
+@pytest.mark.parametrize(
+    ("count", "sharding"), [(1, "full"), (3, "full"), pytest.param(2, "none", marks=pytest.mark.slow)]
+)
+def test_a_sharded_checkpoint_resumes_on_another_number_of_processes(
+    forks: Forks, home, alone, sharded, tmp_path, count, sharding
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(sharded / "config.yaml", out)
+    shutil.copytree(sharded / "checkpoint-4", out / "checkpoint-4")
+    files = {path.name for path in (out / "checkpoint-4").iterdir()}
+    assert {f"shard-0000{n}-model-00001-of-00001.safetensors" for n in (1, 2)} <= files
+    assert {Path(name).suffix for name in files} == {".json", ".jsonl", ".safetensors"}, "nothing is pickled"
+    assert files - {"manifest.json"} == json.loads((out / "checkpoint-4" / "manifest.json").read_text()).keys()
+    command = short(home, out, **SIX, sharding=sharding, keep_checkpoints=9)
+    done(*(forks.launched(count, *command) if count > 1 else [forks.diffulm(*command)]))
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
+    same(out, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{"ar_weight": 0.5}, {"precision": "bf16"}, {"checkpointing": True}, {"micro_batch": 1}]
+)
+def test_a_sharded_run_of_another_kind(forks: Forks, home, tmp_path, more):
+    """Two forwards before a backward, layers gathered in bfloat16, activations computed twice, several micro-batches."""
+    for name, sharding in [("whole", "none"), ("parts", "full")]:
+        done(*forks.launched(2, *short(home, tmp_path / name, **SIX, sharding=sharding, **more)))
+    tolerance = 2e-2 if "precision" in more else CLOSE  # bfloat16 has three digits
+    for row, expected in zip(losses(tmp_path / "parts"), losses(tmp_path / "whole"), strict=True):
+        assert row == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_a_whole_checkpoint(forks: Forks, home, alone, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(alone / "config.yaml", out)
+    shutil.copytree(alone / "checkpoint-6", out / "checkpoint-6")
+    done(*forks.launched(2, *short(home, out, **SIX, sharding="full")))
+    same(out, alone)
+
+
+def test_what_cannot_be_launched_is_one_line(forks: Forks, home, tmp_path, monkeypatch):
+    settings = {"model": str(home / "parent"), "data": str(home / "text.jsonl"), "out": str(tmp_path / "run")}
+    with bad("DeepSpeed is not installed; pip install deepspeed, or take sharding=full"):
+        run("tiny", settings | {"deepspeed": "zero3"})
+    with bad("deepspeed=no.json: no such file; give zero3 or a DeepSpeed JSON file"):
+        run("tiny", settings | {"deepspeed": "no.json"})
+    with bad("sharding=full and deepspeed=zero3: give one of them"):
+        run("tiny", settings | {"sharding": "full", "deepspeed": "zero3"})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with bad("the launcher is set to accelerate's own FSDP; launch without it, and set sharding=full"):
+        run("tiny", settings)
+    monkeypatch.undo()
+    children = forks.launched(2, *short(home, tmp_path / "run", global_batch=5))
+    assert [child.wait() for child in children] == [2, 2]
+    assert children[0].err == "diffulm: error: global_batch=5 does not divide by 2 processes\n"
+    assert children[1].err == "" and not (tmp_path / "run").exists()
+
+
+def test_the_deepspeed_file_is_zero_3_and_leaves_every_figure_to_the_preset():
+    """DeepSpeed is not among what the tests install: its own reader of such files, which accelerate has, is."""
+    read = HfDeepSpeedConfig(str(PRESETS / "deepspeed" / "zero3.json"))
+    assert read.is_zero3() and not read.is_offload()
+    for name in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ):
+        assert read.get_value(name) == "auto"
+    assert set(read.get_value("optimizer.params").values()) == {"auto"} and read.get_value("bf16.enabled") == "auto"
+    assert read.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save"), (
+        "the result is read from there"
+    )

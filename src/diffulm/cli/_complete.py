@@ -86,7 +86,7 @@ def values(config: Any, key: str, typed: str | None) -> list[str]:
         return ["1M", "10M", "100M", "1B"]
     if isinstance(field.default, str | int | float):
         return [str(field.default)]
-    if "str" not in str(field.annotation):
+    if "str" not in str(field.annotation) and key != "data":
         return ["null"] if field.default is None else []
     paths = [] if typed is None else sorted(glob(escape(typed) + "*"))
     found = [path + "/" * Path(path).is_dir() for path in paths]

@@ -135,7 +135,9 @@ def parent_view(denoiser: Denoiser) -> Iterator[Denoiser]:
     other.record = replace(other.record, emit_mask=True, attention="block", block_size=1)
     with adapter_off(denoiser.model):
         if not isinstance(denoiser.model.get_input_embeddings(), _WithMaskVector):
-            raise ValueError("the embeddings of this model were trained with its adapter: its parent is no longer there")
+            raise ValueError(
+                "the embeddings of this model were trained with its adapter: its parent is no longer there"
+            )
         yield other
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffulm import visibility
-from diffulm.denoiser import experts, head, layers
+from diffulm.denoiser import attention, experts, head, layers
 from diffulm.denoiser.record import Record
 from diffulm.shapes import Bool, Float, Int
 
@@ -133,6 +133,14 @@ class Denoiser:
         other = copy.copy(self)
         other.module = module
         return other
+
+    def quick(self) -> "Denoiser":
+        """The same, its model switched to attention without a mask wherever everything is visible, if that changes nothing."""
+        ids = (torch.arange(16, device=self.device) * 7 % self.vocabulary)[None]
+        if self.record.attention == "full" and not self.additive:
+            with evaluating(self.model):
+                attention.use(self.model, lambda: self.rows(ids))
+        return self
 
     def shifted(self) -> "Denoiser":
         """The same weights read as the AR parent is: row i predicts token i + 1, whatever the record says."""
@@ -317,6 +325,7 @@ class Denoiser:
     def _mask(self, visible: Tensor | None, positions: Tensor | None, ids: Tensor, past: int) -> Any:
         """The 4-D mask; one a kind of layer where the architecture mixes them; None where no layer takes any."""
         length, device = ids.shape[1], ids.device
+        everything = visible is None and self.record.attention == "full"
         if visible is None:
             visible = self.default_visible(past + length, device)[past:]
         expected = (length, past + length)
@@ -339,6 +348,8 @@ class Denoiser:
             if size is not None and self.record.window != "lift":
                 seen = visible & layers.within(kind, size, positions)[..., past:, :]
             masks[kind] = None if kind in layers.UNMASKED else self._as_argument(seen, len(ids))
+            if everything and seen is visible and masks[kind] is not None:
+                attention.marked(masks[kind])
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def default_visible(self, length: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Elements of a logits chunk: 2**24 float32 are 64 MiB.
 CHUNK_ELEMENTS = 2**24
+SLICE = 2**13  # rows of the output embedding that are multiplied at once
 
 Project = Callable[[nn.Module, Tensor], Tensor]
 """(output embedding, hidden (n, d)) -> what stands in for its output."""
@@ -62,7 +63,11 @@ def weighed_loss(targets: Tensor, weights: Tensor, forbidden: int | None, vocabu
 
 
 class _Weighed(torch.autograd.Function):
-    """sum(weights x cross-entropy) of the logits `hidden @ weight.T + bias`, gradients and all in the forward."""
+    """sum(weights x cross-entropy) of the logits `hidden @ weight.T + bias`, gradients and all in the forward.
+
+    Rows are taken in chunks, and within one the vocabulary in slices: so neither the matrix nor its gradient is ever held a
+    second time in the precision of the products.
+    """
 
     @staticmethod
     def forward(
@@ -76,45 +81,52 @@ class _Weighed(torch.autograd.Function):
     ) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        states, matrix = hidden.to(dtype), weight.to(dtype)
-        of_hidden, of_weight, of_bias = (x is not None and x.requires_grad for x in (hidden, weight, bias))
-        grad_hidden = torch.empty_like(states) if of_hidden else None
-        grad_weight = grad_bias = None
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        gradients = [torch.zeros_like(x) if x is not None and x.requires_grad else None for x in (hidden, weight, bias)]
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        size = max(1, CHUNK_ELEMENTS // len(weight))
+        chunks = -(-len(hidden) * len(weight) * dtype.itemsize // (4 * CHUNK_ELEMENTS))
+        slices = [slice(v, v + SLICE) for v in range(0, len(weight), SLICE)]
         with torch.autocast(kind, enabled=False):
-            for first in range(0, max(1, len(states)), size):
-                part = slice(first, first + size)
-                logits = F.linear(states[part], matrix, None if bias is None else bias.to(dtype))
+            for part in torch.arange(len(hidden)).tensor_split(max(1, chunks)):
+                if not len(part):
+                    continue
+                part = slice(int(part[0]), int(part[-1]) + 1)
+                states = hidden[part].to(dtype)
+                logits = torch.empty(len(states), len(weight), dtype=dtype, device=hidden.device)
+                for v in slices:
+                    logits[:, v] = F.linear(states, weight[v].to(dtype), None if bias is None else bias[v].to(dtype))
                 if forbidden is not None:
                     logits[:, forbidden] = float("-inf")
-                at, w = targets[part, None], weights[part, None].to(exact)
-                log_p = logits.log_softmax(1, dtype=exact)
-                total -= (log_p.gather(1, at) * w).sum()
-                # d loss / d logits = weight x (softmax - one at the target)
-                slope = log_p.exp_().mul_(w).scatter_add_(1, at, -w)
-                if of_bias:
-                    grad_bias = _plus(grad_bias, slope.sum(0), weight.dtype)
-                slope = logits.copy_(slope)
-                if grad_hidden is not None:
-                    torch.mm(slope, matrix, out=grad_hidden[part])
-                if of_weight:
-                    grad_weight = _plus(grad_weight, slope.T @ states[part], weight.dtype)
-        ctx.hidden_dtype, ctx.gradients = hidden.dtype, (grad_hidden, grad_weight, grad_bias)
+                total += _to_slopes(logits, targets[part, None], weights[part, None].to(exact))
+                of_hidden, of_weight, of_bias = gradients
+                for v in slices:
+                    if of_hidden is not None:
+                        of_hidden[part] += logits[:, v] @ weight[v].to(dtype)
+                    if of_weight is not None:
+                        of_weight[v] += logits[:, v].T @ states
+                if of_bias is not None:
+                    of_bias += logits.sum(0, dtype=exact)
+        ctx.gradients = gradients
         return total[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_hidden, *others = ctx.gradients
-        ctx.gradients = None  # scaled in place, so there is no second time
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so there is no second time
         if slope.device.type != "cpu" or float(slope) != 1:  # to look would make a GPU wait
-            for gradient in (grad_hidden, *others):
+            for gradient in gradients:
                 if gradient is not None:
                     gradient *= slope
-        return None if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype), *others, None, None, None
+        return *gradients, None, None, None
 
 
-def _plus(total: Tensor | None, more: Tensor, dtype: torch.dtype) -> Tensor:
-    return more.to(dtype) if total is None else total.add_(more)
+def _to_slopes(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """sum of weights x cross-entropy of logits (n, V) for targets (n, 1); in place the logits become its derivative by them,
+    weights x (softmax - one at the target). A few rows at a time are held in full precision."""
+    total = torch.zeros((), dtype=weights.dtype, device=logits.device)
+    rows = max(1, CHUNK_ELEMENTS // 4 // logits.shape[1])
+    for some, at, w in zip(logits.split(rows), targets.split(rows), weights.split(rows), strict=True):
+        log_p = some.log_softmax(1, dtype=weights.dtype)
+        total -= (log_p.gather(1, at) * w).sum()
+        some.copy_(log_p.exp_().mul_(w).scatter_add_(1, at, -w))
+    return total

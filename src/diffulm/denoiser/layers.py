@@ -47,3 +47,10 @@ def decoder_layers(model: Any) -> list[torch.nn.Module] | None:
     # of several (a list of small things a layer) the layers are the largest
     sizes = [sum(p.numel() for p in module.parameters()) for module in lists]
     return list(lists[sizes.index(max(sizes))]) if lists else None
+
+
+def recompute(model: Any) -> None:
+    """Keep of each layer only its input, and run it again in the backward pass."""
+    # its name before transformers 5.20 or so
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

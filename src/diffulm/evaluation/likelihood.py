@@ -40,25 +40,24 @@ class Loss:
 def bound(denoiser: Denoiser, blocks: Int[Tensor, "n l"], samples: int = 16, seed: int = 0) -> Loss:
     """Any-order bound by the count estimator, `samples` draws a block, the same draws for the same seed."""
     blocks = blocks.to(denoiser.device)
-    size = _block_size(denoiser, blocks)
+    size, length = _block_size(denoiser, blocks), blocks.shape[1]
     samples = 1 if size == 1 else samples  # blocks of one are exactly autoregressive
-    totals, squares = 0.0, 0.0
-    sums, counts = torch.zeros(2, LEVELS, dtype=torch.float64).unbind()
+    drawn = [_hidden(length, size, samples, seed, index) for index in range(len(blocks))]
+    where, weight = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     with evaluating(denoiser.model):
-        for index, ids in enumerate(blocks):
-            where, weight = _hidden(len(ids), size, samples, seed, index)
-            ce = _cross_entropy(denoiser, ids.expand(samples, -1), where.to(ids.device)).double().cpu()
-            cost = torch.zeros_like(weight)
-            cost[where] = ce
-            values = (cost * weight).sum(1)
-            totals += float(values.mean())
-            squares += standard_error(values) ** 2 if size > 1 else 0.0
-            level = (LEVELS / weight[where]).ceil().long() - 1  # a share of exactly 1 belongs to the last
-            sums.index_add_(0, level, ce)
-            counts.index_add_(0, level, torch.ones_like(ce))
-    tokens = (blocks.shape[1] - 1) * len(blocks)
+        ids = blocks.repeat_interleave(samples, 0)
+        ce = _cross_entropy(denoiser, ids, where.to(ids.device)).double().cpu()
+    cost = torch.zeros_like(weight)
+    cost[where] = ce
+    values = (cost * weight).sum(1).view(len(blocks), samples)
+    squares = 0.0 if size == 1 else sum(standard_error(of_text) ** 2 for of_text in values)
+    level = (LEVELS / weight[where]).ceil().long() - 1  # a share of exactly 1 belongs to the last
+    sums, counts = torch.zeros(2, LEVELS, dtype=torch.float64).unbind()
+    sums.index_add_(0, level, ce)
+    counts.index_add_(0, level, torch.ones_like(ce))
     levels = tuple(float(s / c) if c else None for s, c in zip(sums, counts, strict=True))
-    return Loss(totals / tokens, math.sqrt(squares) / tokens, len(blocks), tokens, levels)
+    tokens = (length - 1) * len(blocks)
+    return Loss(float(values.mean(1).sum()) / tokens, math.sqrt(squares) / tokens, len(blocks), tokens, levels)
 
 
 @lru_cache(maxsize=256)  # an evaluation draws what the one before drew
@@ -89,19 +88,17 @@ def left_to_right(denoiser: Denoiser, blocks: Int[Tensor, "n l"], forwards: int 
     first = 1 if size >= length else 0
     steps = size - first
     chosen = min(forwards or steps, steps)
-    sums, counts = torch.zeros(2, len(blocks), dtype=torch.float64).unbind()
+    step = torch.arange(chosen).expand(len(blocks), -1)
+    if chosen < steps:
+        text = torch.arange(len(blocks))[:, None]
+        step = ((step + uniform(seed, _STEP, text, step)) * steps / chosen).long()
+    step = (step + first).to(blocks.device).reshape(-1, 1)
+    where = (position % size == step) & (position > 0)
     with evaluating(denoiser.model):
-        for index, ids in enumerate(blocks):
-            step = torch.arange(chosen)
-            if chosen < steps:
-                step = ((step + uniform(seed, _STEP, index, step)) * steps / chosen).long()
-            step = (step + first).to(blocks.device)[:, None]
-            where = (position % size == step) & (position > 0)
-            ce = _cross_entropy(denoiser, ids.expand(chosen, -1), where, position % size >= step)
-            sums[index], counts[index] = float(ce.double().sum()), len(ce)
-    tokens = int(counts.sum())
+        ce = _cross_entropy(denoiser, blocks.repeat_interleave(chosen, 0), where, position % size >= step).double()
+    sums, counts = _by_text(ce, where.nonzero()[:, 0] // chosen, len(blocks))
     stderr = 0.0 if chosen == steps else _error(sums / counts)
-    return Loss(float(sums.sum()) / tokens, stderr, len(blocks), tokens)
+    return Loss(float(ce.mean()), stderr, len(blocks), len(ce))
 
 
 def autoregressive(denoiser: Denoiser, blocks: Int[Tensor, "n l"]) -> Loss:
@@ -129,9 +126,14 @@ def future(denoiser: Denoiser, blocks: Int[Tensor, "n l"], seed: int = 0) -> tup
     with evaluating(denoiser.model):
         left = _cross_entropy(denoiser, blocks, where, visible=causal)
         gain = left.double() - _cross_entropy(denoiser, blocks, where).double()
-    of_text = where.nonzero()[:, 0]
-    sums = torch.zeros(len(blocks), dtype=torch.float64, device=gain.device).index_add(0, of_text, gain)
-    return float(gain.mean()), _error(sums / where.sum(1).clamp(min=1))
+    sums, counts = _by_text(gain, where.nonzero()[:, 0], len(blocks))
+    return float(gain.mean()), _error(sums / counts.clamp(min=1))
+
+
+def _by_text(values: Float[Tensor, " m"], text: Int[Tensor, " m"], count: int) -> tuple[Tensor, Tensor]:
+    """(sum, number) of the values of each of `count` texts."""
+    sums, counts = torch.zeros(2, count, dtype=torch.float64, device=values.device).unbind()
+    return sums.index_add(0, text, values), counts.index_add(0, text, torch.ones_like(values))
 
 
 def _error(means: Float[Tensor, " n"]) -> float:

@@ -211,7 +211,8 @@ def run(preset: str, overrides: dict[str, Any], plan: bool = False, **asked: Any
 
 def carry_out(config: AdaptConfig) -> dict[str, Any]:
     """Train, or go on with a run that was stopped, or return the report of one that is finished."""
-    from diffulm.recipes.train import device_of, open_model, train
+    from diffulm.recipes.devices import device_of
+    from diffulm.recipes.train import open_model, train
     from diffulm.training import processes
     from diffulm.training.run_folder import RunFolder
 
@@ -242,9 +243,8 @@ def check(config: AdaptConfig, out: Path) -> None:
 
     from diffulm.data.documents import sources, takes_in
     from diffulm.data.prepared import manifest_of
-    from diffulm.recipes.train import deepspeed_file, split_batch
+    from diffulm.recipes.devices import check_launch
 
-    deepspeed_file(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda: PyTorch finds no GPU here (`diffulm doctor` says what it finds); take device=auto")
     for key in ("data", "eval_data"):
@@ -255,7 +255,7 @@ def check(config: AdaptConfig, out: Path) -> None:
         for name in [named] if isinstance(named, str) else named:
             if any(takes_in(name, out / file) for file in OWN):
                 raise BadInput(f"{key}={name}: takes in what the run writes to out={out}; name a folder elsewhere")
-    split_batch(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_launch(config)
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "may not be written" if there.is_dir() else "is a file"

@@ -106,7 +106,7 @@ def parent_sizes(model: str) -> tuple[Geometry, str]:
 
 
 def _costs(config: AdaptConfig, sizes: Geometry, positions: int, options: PlanOptions) -> dict[str, Any]:
-    from diffulm.recipes.train import split_batch
+    from diffulm.recipes.devices import split_batch
 
     counts = costs.DEVICES if options.devices is None else (options.devices,)
     device = "cpu" if config.device == "cpu" else "cuda"

@@ -4,7 +4,6 @@ import shlex
 import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,13 @@ from diffulm.checkpoint.save import write_model
 from diffulm.data.blocks import build, fingerprint, tokenizer_hash
 from diffulm.data.documents import Skips, sources
 from diffulm.data.prepared import manifest_of, open_prepared, prepared_folder, split
+from diffulm.denoiser import layers
 from diffulm.denoiser.adapter import merge
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
-from diffulm.recipes.config import PRESETS
+from diffulm.recipes.devices import deepspeed_file, device_of, is_sharded, split_batch
 from diffulm.recipes.measure import COUNTED_BLOCKS, Gauge, fastest, judge_of
 from diffulm.training import processes, sharding
 from diffulm.training.curriculum import Curriculum, Samples
@@ -37,10 +37,6 @@ from diffulm.training.trainer import DiffusionTrainer, checkpoint_bytes
 if TYPE_CHECKING:
     from diffulm.recipes.adapt import AdaptConfig
 
-# Positions a device takes at once where the config leaves it open: on a CPU what its caches hold is fastest (2,048 was 20%
-# faster than 8,192 at width 256), an accelerator wants more.
-MICRO_POSITIONS = {"cpu": 2048, "cuda": 32768}
-
 
 def train(
     config: "AdaptConfig", folder: RunFolder, denoiser: Denoiser, tokenizer: Any, started: float
@@ -48,8 +44,6 @@ def train(
     """Pack, train (or resume), evaluate, publish; returns the report that is also written."""
     from diffulm.recipes.adapt import schedule_steps, stages
 
-    if is_sharded(config):
-        sharding.shard(denoiser.model, device_of(config), config.precision == "bf16")
     data = folder.path / "data"
     with disk.writing(data, text_bytes(config), RESUMES):
         training, held_out = processes.first_then_all(lambda: blocks(config, denoiser.record, tokenizer, data))
@@ -145,32 +139,18 @@ def end_of_text(tokenizer: Any, record: Record) -> int:
     return eos
 
 
-def device_of(config: "AdaptConfig") -> str:
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def is_sharded(config: "AdaptConfig") -> bool:
-    return config.sharding == "full" and processes.count() > 1
-
-
-def deepspeed_file(config: "AdaptConfig") -> str | None:
-    """The DeepSpeed settings that a run asks for; BadInput where they are not there, or DeepSpeed is not."""
-    if config.deepspeed is None:
-        return None
-    file = PRESETS / "deepspeed" / "zero3.json" if config.deepspeed == "zero3" else Path(config.deepspeed)
-    if not file.is_file():
-        raise BadInput(f"deepspeed={config.deepspeed}: no such file; give zero3 or a DeepSpeed JSON file")
-    if find_spec("deepspeed") is None:
-        raise BadInput(
-            f"deepspeed={config.deepspeed}: DeepSpeed is not installed; pip install deepspeed, or take sharding=full, which "
-            "needs nothing besides torch"
-        )
-    return str(file)
-
-
 def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
     """The adopted parent and its tokenizer, on this process's device; BadInput when it cannot take the run's blocks."""
-    return processes.first_then_all(lambda: _opened(config))
+    if not is_sharded(config):
+        return processes.first_then_all(lambda: _opened(config))
+    mesh = sharding.mesh(device_of(config))
+
+    def part() -> tuple[Denoiser, Any]:
+        denoiser, tokenizer = _opened(config)
+        sharding.shard(denoiser.model, mesh, config.precision == "bf16")
+        return denoiser, tokenizer
+
+    return processes.in_turn(part)
 
 
 def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
@@ -199,7 +179,18 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
     # A sharded model goes to its devices a part at a time: the whole may be too large for one. A quantised one is there.
     if not is_sharded(config) and config.quantise == "none":
         denoiser.model.to(device_of(config))
+    make_quick(denoiser, config)
     return denoiser, tokenizer
+
+
+def make_quick(denoiser: Denoiser, config: "AdaptConfig") -> None:
+    """The kernels and the memory that the config asks for. None of it stays in what is saved."""
+    if not config.deepspeed:  # whose parameters are empty until it runs
+        denoiser.quick()
+    if config.checkpointing:
+        layers.recompute(denoiser.model)
+    for layer in (layers.decoder_layers(denoiser.model) or []) if config.compile else ():
+        layer.compile()
 
 
 def set_attention(denoiser: Denoiser, config: "AdaptConfig") -> None:
@@ -316,9 +307,9 @@ def make_trainer(
         ddp_find_unused_parameters="expert" in str(denoiser.config.to_dict()),
         use_cache=getattr(denoiser.config, "use_cache", True),  # Trainer writes it into the config, which is the parent's
     )  # fmt: skip
-    args._n_gpu = min(
-        args.n_gpu, 1
-    )  # several GPUs are for torchrun: DataParallel's threads would lose what is asked for
+    args.mixed_precision = config.precision.replace("float32", "no")  # a launcher may have said otherwise
+    # several GPUs are for torchrun: DataParallel's threads would lose what is asked for
+    args._n_gpu = min(args.n_gpu, 1)
     samples = Samples(
         training, denoiser.record.bos_token_id is not None, config.seed, config.global_batch, config.steps
     )
@@ -330,23 +321,6 @@ def make_trainer(
     )  # fmt: skip
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     return trainer
-
-
-def split_batch(config: "AdaptConfig", world: int, device: str | None = None) -> tuple[int, int]:
-    """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error.
-
-    device: cpu or cuda; None: what this process has.
-    """
-    if config.global_batch % world:
-        raise BadInput(f"global_batch={config.global_batch} does not divide by {world} processes")
-    share = config.global_batch // world
-    micro = config.micro_batch
-    if micro is None:
-        fits = max(1, MICRO_POSITIONS[device or device_of(config)] // config.length)
-        micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
-    if share % micro:
-        raise BadInput(f"micro_batch={micro} does not divide the {share} canvases of a process")
-    return micro, share // micro
 
 
 def final_report(gauge: Gauge, folder: RunFolder, seconds: float) -> dict[str, Any]:

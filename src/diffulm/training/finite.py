@@ -50,14 +50,12 @@ def _singles(taken: list[Inputs]) -> Iterator[tuple[int, Inputs]]:
             yield row, {name: value[i : i + 1] for name, value in inputs.items()}
 
 
-def told(step: int, what: str, blocks: dict[int, int], batch: int) -> str:
+def told(step: int, what: str, blocks: dict[int, int], batch: int, sharded: bool) -> str:
     """Where it was, in words. what: loss or gradient; blocks: row of the global batch -> number of its block in the data."""
     said = f"step {step}: the {what} is not finite"
     if not blocks:
-        return f"{said}, though that of no single row is" if what == "gradient" else said
+        return f"{said}, though {'the loss' if sharded else 'that'} of each row is"
     if len(blocks) == batch:
         return f"{said} in any of the {batch} rows"
-    shown = sorted(blocks)[:SHOWN]
-    more = f" and {len(blocks) - SHOWN} more" if len(blocks) > SHOWN else ""
-    places = ", ".join(f"row {row} (block {blocks[row]} of the data)" for row in shown)
-    return f"{said} in {places}{more}"
+    places = ", ".join(f"row {row} (block {blocks[row]} of the data)" for row in sorted(blocks)[:SHOWN])
+    return f"{said} in {places}" + (f" and {len(blocks) - SHOWN} more" if len(blocks) > SHOWN else "")

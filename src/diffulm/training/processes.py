@@ -14,6 +14,7 @@ import torch.distributed as dist
 from diffulm.errors import BadInput, Elsewhere
 
 Value = TypeVar("Value")
+RESUMES = "the same command goes on from the last checkpoint"
 WAIT = timedelta(days=30)  # packing much text takes hours, and process 0 may not be given up meanwhile
 _waiting: list[Any] = []  # the group in which they wait: gloo, where a wait ends when the other side dies
 
@@ -62,6 +63,19 @@ def first_then_all(work: Callable[[], Value]) -> Value:
     return mine[0] if mine else work()
 
 
+def in_turn(work: Callable[[], Value]) -> Value:
+    """`work` on process 0 and, once it went well there, on the others, those of a machine one after the other: its memory
+    need not hold what all of them take at once."""
+    mine: list[Value] = []
+    from_first(lambda: mine.append(work()))
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    for turn in range(max(all_of(place)) + 1):
+        if turn == place and not mine:
+            mine.append(work())
+        all_of(None)
+    return mine[0]
+
+
 def all_of(value: Any) -> list[Any]:
     """The value of every process, by its index."""
     if not _waiting:
@@ -94,7 +108,7 @@ def together() -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             # process 0 may be the one that died: the next one speaks as well
             kind = BadInput if index() < 2 else Elsewhere
-            raise kind("another process of this run has died; what it wrote says why") from None
+            raise kind(f"another process of this run has died; what it wrote says why; {RESUMES}") from None
         raise
 
 

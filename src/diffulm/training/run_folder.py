@@ -22,6 +22,7 @@ from diffulm.checkpoint.files import checkpoints_in
 from diffulm.checkpoint.save import sync
 from diffulm.errors import BadInput
 from diffulm.training import checkpoints, processes
+from diffulm.training.processes import RESUMES
 
 # What may differ between two commands of the same run: where it lies, on what it runs, how it is watched.
 FREE_KEYS = (
@@ -35,7 +36,6 @@ FREE_KEYS = (
     "deepspeed",
     "compile",
 )
-RESUMES = "the same command goes on from the last checkpoint"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -14,9 +14,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from diffulm.denoiser.denoiser import Denoiser
@@ -25,13 +24,17 @@ from diffulm.errors import BadInput
 from diffulm.training import processes
 
 
-def shard(model: nn.Module, device: str, bf16: bool) -> None:
-    """Split each decoder layer, and what is outside of them, over all processes of the run; `device` is cpu or cuda.
+def mesh(device: str) -> DeviceMesh:
+    """All processes of the run in a row; `device` is cpu or cuda."""
+    return init_device_mesh(device, (processes.count(),))
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, bf16: bool) -> None:
+    """Keep this process's part of each decoder layer and of what is outside of them, on its device.
 
     bf16: the layers are gathered in bfloat16, as autocast would cast them; gradients are summed in float32. Everything is
     given back after its forward, so that outside of the model's own passes there are parts alone.
     """
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
     dtype = torch.bfloat16 if bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in decoder_layers(model) or []:
@@ -71,6 +74,7 @@ def _plain(module: nn.Module, gathered: dict[Tensor, nn.Parameter]) -> nn.Module
     for hooks in (made._forward_pre_hooks, made._forward_hooks):
         for key in [key for key, hook in hooks.items() if "fsdp" in getattr(hook, "__module__", "")]:
             del hooks[key]
+    made._compiled_call_impl = None
     made._parameters = {k: p if p is None else gathered[p] for k, p in module._parameters.items()}
     made._modules = {k: m if m is None else _plain(m, gathered) for k, m in module._modules.items()}
     return made

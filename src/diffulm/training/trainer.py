@@ -63,11 +63,6 @@ class DiffusionTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if self.is_fsdp_enabled:
-            raise processes.said_once(
-                "the launcher asks accelerate for FSDP; launch without, and set sharding=full: it is done here, and resumes "
-                "on any number of processes"
-            )
         if self.sharded:  # the gradients are summed by the model itself, and DDP takes no DTensors
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
@@ -127,7 +122,7 @@ class DiffusionTrainer(Trainer):
         }
         last = checkpoints_in(self.run_folder.path)
         raise processes.said_once(
-            f"{finite.told(step + 1, what, blocks, samples.global_batch)}; nothing of that step was saved, "
+            f"{finite.told(step + 1, what, blocks, samples.global_batch, self.sharded)}; nothing of that step was saved, "
             f"{f'{last[-1]} is the last checkpoint' if last else 'and there is no checkpoint yet'}; a lower learning_rate"
             f"{' or precision=float32' if self.args.bf16 else ''}, with another out, may get past it"
         )

@@ -1,0 +1,210 @@
+"""What a step of adaptation costs beside a step of ordinary AR training, in time and in memory.
+
+    python benchmarks/training.py --json          # the headline pairs, under ten minutes on two cores
+    python benchmarks/training.py --all --json    # annealing, blocks, AR term, checkpointing, compile, the whole Trainer
+
+GPT-2-small geometry with random weights, 4 x 512 tokens, bfloat16 autocast, AdamW, dropout 0. A pair is one step of each
+side, one after the other, the side that begins alternating; the figure is the median of the paired ratios with its
+distribution-free interval. Memory: what a step takes above weights, gradients and moments, from one fresh process a side.
+The AR side is `model(ids, labels=ids)` of transformers, as anybody would write it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from diffulm.denoiser.adopt import adopt
+from diffulm.denoiser.layers import recompute
+from diffulm.training.curriculum import Curriculum
+from diffulm.training.step import loss_of, prepared
+
+PAIRS = 11
+THREADS, BATCH, LENGTH = 2, 4, 512
+LEARNING_RATE = 1e-4
+# step of the run: with annealing over 10 steps, step 4 has half of the future open
+SIDES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "annealing": {"anneal_steps": 10},
+    "blocks of 32": {"stages": ((0, 32),), "noise": "count"},
+    "AR term": {"ar_weight": 0.5},
+}
+HEADLINE = ("full", "annealing")
+STEP = 4
+
+
+class Side:
+    """One way of training a model of its own: `backward()` is a step without its optimizer."""
+
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        self.model = GPT2LMHeadModel(GPT2Config(**drop)).to(device).train()
+        self.ids = torch.randint(0, 50257, (BATCH, LENGTH), device=device)
+        self.name, self.device, self.number = name, device, 0
+        kind = name.split(", ")[0]
+        if kind != "ar":
+            denoiser, _ = adopt(self.model, mask_token="10541")
+            denoiser.model.train()
+            self.denoiser = denoiser.quick()
+            self.curriculum = Curriculum(10541, 0, BATCH, **SIDES[kind])
+        if "checkpointing" in name:
+            recompute(self.model)
+        if "compile" in name:
+            for layer in self.model.transformer.h:
+                layer.compile()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
+
+    def backward(self) -> None:
+        with torch.autocast(self.device, torch.bfloat16):
+            loss = self.model(self.ids, labels=self.ids).loss if self.name.startswith("ar") else self._diffusion()
+        loss.backward()
+
+    def _diffusion(self) -> torch.Tensor:
+        rows = torch.arange(BATCH, device=self.device)
+        fixed = torch.zeros_like(self.ids, dtype=torch.bool)
+        batch = {"ids": self.ids, "fixed": fixed, "row": rows, "step": torch.full_like(rows, STEP + 10 * self.number)}
+        self.number += self.curriculum.anneal_steps == 0  # other tokens are hidden each time; annealing stays half way
+        [inputs] = prepared(self.curriculum, [batch], 1, lambda total: total)
+        return loss_of(self.denoiser, self.curriculum, inputs, 1)
+
+    def step(self) -> dict[str, float]:
+        """Seconds of one step by part."""
+        begun = now(self.device)
+        self.backward()
+        between = now(self.device)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": between - begun, "optimizer": now(self.device) - between}
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def compared(ours: str, theirs: str = "ar", pairs: int = PAIRS) -> dict[str, Any]:
+    """Ratio of a step's seconds, ours to theirs: median of the pairs and its interval."""
+    sides = [Side(ours), Side(theirs)]
+    for side in sides:
+        for _ in range(2):
+            side.step()
+    seconds: list[dict[str, dict[str, float]]] = []
+    for number in range(pairs):
+        order = sides if number % 2 else sides[::-1]
+        seconds.append({side.name: side.step() for side in order})
+    whole = {name: [sum(pair[name].values()) for pair in seconds] for name in (ours, theirs)}
+    ratios = sorted(a / b for a, b in zip(whole[ours], whole[theirs], strict=True))
+    low, high, coverage = interval(len(ratios))
+    return {
+        "ratio": statistics.median(ratios),
+        "interval": [ratios[low], ratios[high]],
+        "coverage": coverage,
+        "pairs": pairs,
+        "seconds": {name: statistics.median(values) for name, values in whole.items()},
+        "optimizer_seconds": {
+            name: statistics.median(p[name]["optimizer"] for p in seconds) for name in (ours, theirs)
+        },
+    }
+
+
+def interval(n: int, wanted: float = 0.95) -> tuple[int, int, float]:
+    """Order statistics that enclose the median of n values with at least the wanted probability, and that probability."""
+    from math import comb
+
+    for low in range(n // 2, -1, -1):
+        coverage = 1 - 2 * sum(comb(n, i) for i in range(low + 1)) / 2**n
+        if coverage >= wanted or low == 0:
+            return low, n - 1 - low, coverage
+    raise AssertionError
+
+
+def bytes_of_a_step(name: str) -> int:
+    """Peak of a step above weights, gradients and moments, in this process, which should be a fresh one."""
+    torch.set_num_threads(THREADS)
+    side = Side(name)
+    side.step()  # the moments exist now; gradients do not
+    gradients = sum(4 * p.numel() for p in side.model.parameters())
+    if side.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        side.backward()
+        return torch.cuda.max_memory_allocated() - before - gradients
+    before = resident("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak so far
+    side.backward()
+    return resident("VmHWM") - before - gradients
+
+
+def resident(what: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(what + ":"))
+
+
+def memory(names: list[str]) -> dict[str, int]:
+    # every tensor of more than 64 KiB is given back to the system when it is freed
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    found = {}
+    for name in names:
+        command = [sys.executable, __file__, "--memory-of", name]
+        out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        found[name] = int(out.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if asked.memory_of:
+        print(bytes_of_a_step(asked.memory_of))
+        return
+    torch.set_num_threads(THREADS)
+    report: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "threads": THREADS,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "shape": [BATCH, LENGTH],
+    }
+    steps = {name: compared(name, pairs=asked.pairs) for name in (SIDES if asked.all else HEADLINE)}
+    report |= {
+        "step_ratio": steps["full"]["ratio"],
+        "annealing_step_ratio": steps["annealing"]["ratio"],
+        "steps": steps,
+    }
+    names = ["ar", "full", "full, checkpointing"]
+    if asked.all:
+        names += ["ar, checkpointing", "annealing", "blocks of 32", "AR term"]
+        steps["full, compile"] = compared("full, compile", "full", asked.pairs)
+    held = memory(names)
+    report |= {
+        "memory_ratio": held["full"] / held["ar"],
+        "checkpointing_memory_ratio": held["full, checkpointing"] / held["ar"],
+        "bytes": held,
+        "peak_of_this_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{key}: {value}" for key, value in report.items()))
+
+
+if __name__ == "__main__":
+    main()
