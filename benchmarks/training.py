@@ -17,18 +17,29 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from itertools import islice
+from math import comb
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import diffulm
+from diffulm.data import stdlib
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.layers import recompute
+from diffulm.recipes import pocket, train
 from diffulm.training.curriculum import Curriculum
+from diffulm.training.pace import Pace
 from diffulm.training.step import loss_of, prepared
+from diffulm.training.trainer import DiffusionTrainer
 
 PAIRS = 11
 THREADS, BATCH, LENGTH = 2, 4, 512
@@ -123,8 +134,6 @@ def compared(ours: str, theirs: str = "ar", pairs: int = PAIRS) -> dict[str, Any
 
 def interval(n: int, wanted: float = 0.95) -> tuple[int, int, float]:
     """Order statistics that enclose the median of n values with at least the wanted probability, and that probability."""
-    from math import comb
-
     for low in range(n // 2, -1, -1):
         coverage = 1 - 2 * sum(comb(n, i) for i in range(low + 1)) / 2**n
         if coverage >= wanted or low == 0:
@@ -166,6 +175,55 @@ def memory(names: list[str]) -> dict[str, int]:
     return found
 
 
+class Enough(Exception):
+    """Ends the run that `overhead` watches, before its final evaluation."""
+
+
+def overhead(steps: int = 10) -> dict[str, float]:
+    """Share of a step of `diffulm adapt`, logged every time, that is neither loss, backward nor optimizer: data and logging.
+
+    Both are read off one run, so that they meet the same weather.
+    """
+    inside, ends = [0.0], []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            out = function(*args, **options)
+            inside[0] += time.perf_counter() - begun
+            return out
+
+        return run
+
+    def ended(pace: Any, args: Any, state: Any, control: Any, **options: Any) -> None:
+        written(pace, args, state, control, **options)  # the row of the step before has been written by now
+        ends.append((time.perf_counter(), inside[0]))
+        if len(ends) > steps:
+            raise Enough
+
+    written = Pace.on_step_end
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
+        parent, text = f"{folder}/parent", f"{folder}/text.txt"
+        source = "".join(source for _, source in islice(stdlib.modules("train"), 60))
+        Path(text).write_text(source)
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(parent)
+        pocket.tokenizer([source], 2048).save_pretrained(parent)
+        for owner, name, value in (
+            (DiffusionTrainer, "training_step", timed(DiffusionTrainer.training_step)),
+            (torch.optim.AdamW, "step", timed(torch.optim.AdamW.step)),
+            (Pace, "on_step_end", ended),
+            (train, "first_look", lambda *_: {}),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, value))
+        patches.enter_context(suppress(Enough))
+        diffulm.adapt(
+            "tiny", model=parent, data=text, out=f"{folder}/out", length=LENGTH, global_batch=BATCH, micro_batch=BATCH,
+            tokens=100 * BATCH * LENGTH, precision="bf16", logging_steps=1, save_seconds=1e9, eval_every="100%", device="cpu",
+        )  # fmt: skip
+    whole, taken = ends[-1][0] - ends[0][0], ends[-1][1] - ends[0][1]
+    return {"share": 1 - taken / whole, "seconds_a_step": whole / steps, "steps": steps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
@@ -196,6 +254,7 @@ def main() -> None:
     if asked.all:
         names += ["ar, checkpointing", "annealing", "blocks of 32", "AR term"]
         steps["full, compile"] = compared("full, compile", "full", asked.pairs)
+        report["overhead"] = overhead()
     held = memory(names)
     report |= {
         "memory_ratio": held["full"] / held["ar"],

@@ -34,7 +34,9 @@ def parent(home, tmp_path_factory) -> Path:
 
 def adapted(home: Path, parent: Path, out: Path, **more: Any) -> dict[str, Any]:
     """The report of 36 steps of adaptation, open to the future from the 9th on, measured every 12."""
-    made = settings(home, out, model=str(parent), tokens=36 * STEP, learning_rate=3e-3, anneal_steps="25%", eval_every=12)
+    made = settings(
+        home, out, model=str(parent), tokens=36 * STEP, learning_rate=3e-3, anneal_steps="25%", eval_every=12
+    )
     return run("tiny", made | {"eval_blocks": 40, "eval_samples": 2, "save_seconds": 600, **more})
 
 
@@ -126,7 +128,7 @@ SHORT = {"tokens": 4 * STEP, "eval_every": 2, "logging_steps": 1}  # what is wro
 BROKEN = {
     "labels not shifted": (after_adoption(rows_unshifted), SHORT, "labels"),
     "nothing masked": (nothing_masked, SHORT, "masking"),
-    "the answers in sight": (answers_shown, {}, "masking"),
+    "the answers in sight": (answers_shown, {"eval_samples": 4}, "masking"),
     "attention left causal": (after_adoption(matrix_ignored), SHORT, "future"),
     "attention never opened in training": (never_opened, {}, "future"),
     "learning rate 100 times too high": (lambda patch: None, {"learning_rate": 0.3}, "learning_rate"),
@@ -141,12 +143,21 @@ def test_a_run_broken_on_purpose_is_told(home, parent, tmp_path, monkeypatch, ca
     monkeypatch.setattr(measure, "FINAL_SAMPLES", 2)
     monkeypatch.setattr(measure, "LEFT_TO_RIGHT_BLOCKS", 1)
     break_it(monkeypatch)
-    import time; t=time.process_time()
+    import time
+
+    t = time.process_time()
     report = adapted(home, parent, tmp_path / "run", **more)
     said = capsys.readouterr().err
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    for row in rows: print({k: (round(v,3) if isinstance(v,float) else v) for k, v in row.items() if k not in("seconds","tokens","time_to_go","tokens_per_second","utilisation")})
-    print(time.process_time()-t, report["verdict"], report["warnings"])
+    for row in rows:
+        print(
+            {
+                k: (round(v, 3) if isinstance(v, float) else v)
+                for k, v in row.items()
+                if k not in ("seconds", "tokens", "time_to_go", "tokens_per_second", "utilisation")
+            }
+        )
+    print(time.process_time() - t, report["verdict"], report["warnings"])
     assert list(report["warnings"]) == [rule]
     assert report["verdict"].startswith("something looks wrong: ")
     assert said.count("looks wrong: ") == 2, "once at the evaluation that found it, once at the end"

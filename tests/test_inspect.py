@@ -234,7 +234,8 @@ def test_a_model_that_is_adapted_already(limit, tmp_path, monkeypatch):
     config["diffulm"] |= {"attention": "block", "block_size": 4}
     (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
     found = inspect(tmp_path / "ours")
-    assert found.serves["caches"] == ["block-causal, exact"] and "own block" in found.serves["infilling_reason"]
+    assert found.serves["caches"] == ["block-causal, exact"] and not found.serves["infilling"]
+    assert "never trained to see what follows" in found.serves["infilling_reason"]
 
 
 @pytest.mark.parametrize("name", ["gpt2_released", "llama_derived_released"])

@@ -238,6 +238,12 @@ def test_a_block_model_does_not_infill():
         model(attention="block", block_size=4).infill("a<hole:1>b")
 
 
+def test_a_block_model_trained_with_full_attention_as_well_infills_under_it():
+    mixed = model(attention="block", block_size=4, notes={"full_share": 0.2})
+    text = "a b<hole:3> c d"
+    assert mixed.infill(text).ids == model().infill(text).ids
+
+
 # --- score ---
 
 

@@ -129,6 +129,31 @@ def test_a_sharded_run_of_another_kind(forks: Forks, home, tmp_path, more):
         assert row == pytest.approx(expected, abs=tolerance)
 
 
+BFLOAT16 = """
+import os, torch
+from diffulm.training import processes, sharding
+from models import build, ids
+processes.start(cpu=True)
+whole, parts = build("llama"), build("llama")
+sharding.shard(parts, sharding.mesh("cpu"), bf16=True)
+seen = []
+for model in (whole, parts):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids(), labels=ids()).loss
+    loss.backward()
+    seen.append([loss.detach()] + [getattr(p.grad, "full_tensor", lambda g=p.grad: g)() for p in model.parameters()])
+for mine, expected in zip(*reversed(seen), strict=True):
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, expected, atol=0.01 * expected.abs().max().item(), rtol=0)  # bfloat16 has 8 bits
+assert {p.dtype for p in parts.parameters()} == {torch.float32}
+os._exit(0)
+"""
+
+
+def test_layers_gathered_in_bfloat16_are_what_autocast_makes_of_them(forks: Forks):
+    done(*forks.launched(2, code=BFLOAT16))
+
+
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_from_a_whole_checkpoint(forks: Forks, home, alone, tmp_path):
     out = tmp_path / "run"

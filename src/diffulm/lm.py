@@ -145,11 +145,15 @@ class DiffusionLM:
         that sees nothing to the right of a block.
         """
         chosen = checked(GenerateOptions, **options)
-        if self.record.attention == "block":
-            raise BadInput("this model fills block by block and sees no text to the right of a block: it cannot infill")
+        if not self.record.infills:
+            raise BadInput(
+                f"{self._name}: fills block by block and was never trained to see text to the right of a block, so it cannot "
+                "infill; adapt with full_share=0.2 or with full attention"
+            )
         single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
         made = [self._with_holes(one) for one in ([text] if single else text)]
-        results = [self._filled(*row) for row in self._fill(made, chosen, callback)]
+        both_ways = self.denoiser.seeing_everything()
+        results = [self._filled(*row) for row in self._fill(made, chosen, callback, both_ways)]
         return results[0] if single else results
 
     @overload
@@ -226,7 +230,11 @@ class DiffusionLM:
         return made
 
     def _fill(
-        self, canvases: list[Canvas], options: GenerateOptions, callback: Callback | None
+        self,
+        canvases: list[Canvas],
+        options: GenerateOptions,
+        callback: Callback | None,
+        denoiser: Denoiser | None = None,
     ) -> list[tuple[Canvas, list[int], int, float]]:
         """For each canvas: itself, its filled ids, the forwards of its row, the seconds of its batch."""
         seeds = _seeds(options.seed, len(canvases))
@@ -237,7 +245,7 @@ class DiffusionLM:
             began = time.perf_counter()
             try:
                 filled, forwards = sample(
-                    tiled(self.denoiser),
+                    tiled(denoiser or self.denoiser),
                     ids,
                     fixed,
                     present,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffulm.checkpoint.files import CHECKSUMS, SHIPPED, check_sums, digest, headers, read_config, read_object
 from diffulm.checkpoint.opening import load_weights
@@ -75,8 +76,8 @@ def fill(model: Any, folder: Path) -> None:
     """
     headers(folder)
     check_sums(folder)
-    mine = (getattr(model.config, "diffulm", None) or {}).get(PARENT)
-    if (read_config(folder).get("diffulm") or {}).get(PARENT, mine) != mine:
+    parent = (getattr(model.config, "diffulm", None) or {}).get(PARENT)
+    if (read_config(folder).get("diffulm") or {}).get(PARENT, parent) != parent:
         raise BadInput(f"{folder}: was trained on a parent with other weights; put those back that it began with")
     found, wanted, own = load_file(folder / WEIGHTS), trained(model), dict(model.named_parameters())
     odd = sorted(found.keys() ^ wanted.keys()) or sorted(
@@ -86,7 +87,9 @@ def fill(model: Any, folder: Path) -> None:
         raise BadInput(f"{folder / WEIGHTS}: does not fit its parent ({odd[0]}, ...); are they of one model?")
     with torch.no_grad():
         for key, name in wanted.items():
-            own[name].copy_(found[key])
+            mine = own[name]
+            parts = isinstance(mine, DTensor)
+            mine.copy_(distribute_tensor(found[key], mine.device_mesh, mine.placements) if parts else found[key])
 
 
 def parent_name(folder: Path) -> str:

@@ -137,10 +137,16 @@ class Denoiser:
     def quick(self) -> "Denoiser":
         """The same, its model switched to attention without a mask wherever everything is visible, if that changes nothing."""
         ids = (torch.arange(16, device=self.device) * 7 % self.vocabulary)[None]
-        if self.record.attention == "full" and not self.additive:
+        if not self.additive:
             with evaluating(self.model):
-                attention.use(self.model, lambda: self.rows(ids))
+                attention.use(self.model, lambda: self.seeing_everything().rows(ids))
         return self
+
+    def seeing_everything(self) -> "Denoiser":
+        """The same weights under full attention, whatever the record says."""
+        other = copy.copy(self)
+        other.record = replace(self.record, attention="full", block_size=None)
+        return other
 
     def shifted(self) -> "Denoiser":
         """The same weights read as the AR parent is: row i predicts token i + 1, whatever the record says."""

@@ -115,8 +115,8 @@ def serves(seen: Seen, record: Record | None) -> dict[str, Any]:
     why = "a finished block no longer changes" if blocks else "full attention: any token changes all others"
     if seen.tokenizer is None:
         infilling = "it has no tokenizer: only ids can be filled, through `denoiser`"
-    elif blocks:
-        infilling = "a hole sees what follows it inside its own block only"
+    elif record is not None and not record.infills:
+        infilling = "it fills block by block, and was never trained to see what follows a hole"
     elif left:
         infilling = f"{left} of {len(kinds)} layers always look left (recurrent); the others look both ways"
     else:
@@ -124,7 +124,7 @@ def serves(seen: Seen, record: Record | None) -> dict[str, Any]:
     return {
         "when": "now" if record else "once adapted",
         "samplers": sampler_names() if seen.tokenizer is not None else [],
-        "infilling": seen.tokenizer is not None,
+        "infilling": seen.tokenizer is not None and (record is None or record.infills),
         "infilling_reason": infilling,
         "scores": scores if seen.tokenizer is not None else [],
         "caches": ["block-causal, exact"] if blocks else [],

@@ -6,7 +6,6 @@ No weights are read. The parents of the presets are known by name, so the hub is
 its config.json is read, in its folder or on the hub.
 """
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,8 +14,8 @@ from diffulm import costs
 from diffulm.costs import Geometry, Method
 from diffulm.errors import BadInput
 from diffulm.options import Count, Options, checked
-from diffulm.recipes.adapt import VERB, AdaptConfig
-from diffulm.recipes.config import in_steps, resolve
+from diffulm.recipes.adapt import VERB, AdaptConfig, stages
+from diffulm.recipes.config import resolve
 
 # What transformers builds of these models' configs; a test holds it.
 PARENTS = {
@@ -131,7 +130,6 @@ def _costs(config: AdaptConfig, sizes: Geometry, positions: int, options: PlanOp
         "flops": sum(parts.values()),
         "flops_by_part": parts,
         "utilisation": options.utilisation,
-        "method": asdict(method),
         "batch": {n: batch and dict(zip(("micro_batch", "accumulation"), batch, strict=True)) for n, batch in batches.items()},
         "memory_per_device": {n: found and found.as_dict() for n, found in memory.items()},
         "cards": cards,
@@ -160,16 +158,9 @@ def method_of(config: AdaptConfig, sizes: Geometry, devices: int = 1, accumulati
 
 def clean_share(config: AdaptConfig) -> float:
     """Share of the steps that see a clean copy beside the canvas: those under block-causal attention."""
-    if config.objective == "autoregressive":
-        return 0.0
-    if config.block_schedule is None:
-        return 0.0 if config.block_size is None else 1 - config.full_share
-    first, clean = 0, 0
-    for i, stage in enumerate(config.block_schedule):
-        last = i == len(config.block_schedule) - 1
-        end = config.steps if last else min(config.steps, first + in_steps(stage.steps, config.steps))
-        clean += end - first if stage.size is not None else 0
-        first = end
+    parts = stages(config)
+    ends = [*(min(first, config.steps) for first, _ in parts[1:]), config.steps]
+    clean = sum(end - first for (first, size), end in zip(parts, ends, strict=True) if size is not None and end > first)
     return clean / config.steps * (1 - config.full_share)
 
 

@@ -58,8 +58,8 @@ def train(
     gauge = Gauge(denoiser, config, held_out, end_of_text(tokenizer, denoiser.record), judge_of(denoiser, config))
     checkpoint = processes.from_first(folder.resume_point)
     processes.from_first(lambda: disk.require(folder.path, checkpoint_bytes(denoiser.model), RESUMES))
-    if checkpoint is None:
-        look = first_look(gauge, training)
+    look = first_look(gauge, training) if checkpoint is None else {}
+    if look:
         processes.from_first(lambda: folder.log({"step": 0, **look}))
     progress = ProgressLine(
         "pre-training" if curriculum.autoregressive else "adapting",
@@ -68,6 +68,8 @@ def train(
         lambda: refresh(folder.path, title_of(config)),
     )
     trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, gauge, at, progress)
+    if look and config.report_to:
+        trainer.log(dict(look))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -147,7 +149,8 @@ def open_model(config: "AdaptConfig") -> tuple[Denoiser, Any]:
 
     def part() -> tuple[Denoiser, Any]:
         denoiser, tokenizer = _opened(config)
-        sharding.shard(denoiser.model, mesh, config.precision == "bf16")
+        # on a CPU evaluations are in float32
+        sharding.shard(denoiser.model, mesh, bf16=config.precision == "bf16" and device_of(config) == "cuda")
         return denoiser, tokenizer
 
     return processes.in_turn(part)
@@ -301,7 +304,7 @@ def make_trainer(
         warmup_steps=at["warmup"], weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
         max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", use_cpu=device_of(config) == "cpu",
         logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
-        save_total_limit=config.keep_checkpoints, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        save_total_limit=config.keep_checkpoints, report_to=list(config.report_to) or "none", disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
         # Experts that no token was sent to have no gradient; anywhere else DDP would look for such in vain, and say so.
         ddp_find_unused_parameters="expert" in str(denoiser.config.to_dict()),

@@ -174,7 +174,8 @@ def future(run: Run) -> str | None:
             "what stands to the right of a mask changes nothing: attention is causal; usually an attention implementation "
             "that ignores the matrix it is given (`diffulm inspect` says which positions move)"
         )
-    if run.open and len(run.looks) > 2 and not _stuck(run) and gain < -3 * error:  # one in a thousand by chance
+    taught = run.open and len(run.looks) > 2 and not _stuck(run) and eos(run) is None  # on text like the held-out text
+    if taught and gain < -3 * error:  # one in a thousand by chance
         return (
             f"seeing the right side costs {-gain:.2f} nats a token instead of helping, though attention is open: it was "
             "trained under a causal matrix; usually an annealing that never reached the model"

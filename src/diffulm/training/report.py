@@ -71,13 +71,14 @@ def _where(rows: Rows) -> str:
     last = next((row for row in reversed(rows) if "loss" in row), None)
     if last is None:
         return "No step has been logged yet."
-    said = (
-        f"Step {last['step']:,}, {last['tokens'] / 1e6:,.2f}M tokens, {last['tokens_per_second']:,.0f} tokens a second"
-    )
+    said = [f"Step {last['step']:,}", f"{last['tokens'] / 1e6:,.2f}M tokens"]
+    if "tokens_per_second" in last:
+        said.append(f"{last['tokens_per_second']:,.0f} tokens a second")
     if "utilisation" in last:
-        said += f", {last['utilisation']:.0%} of the device's peak"
-    left = round(last["time_to_go"])
-    return f"{said}; to go: {left // 3600}:{left // 60 % 60:02}:{left % 60:02}."
+        said.append(f"{last['utilisation']:.0%} of the device's peak")
+    if left := round(last.get("time_to_go", 0)):
+        said.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} to go")
+    return ", ".join(said) + "."
 
 
 def _evaluations(rows: Rows) -> str:

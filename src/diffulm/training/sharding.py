@@ -32,8 +32,9 @@ def mesh(device: str) -> DeviceMesh:
 def shard(model: nn.Module, mesh: DeviceMesh, bf16: bool) -> None:
     """Keep this process's part of each decoder layer and of what is outside of them, on its device.
 
-    bf16: the layers are gathered in bfloat16, as autocast would cast them; gradients are summed in float32. Everything is
-    given back after its forward, so that outside of the model's own passes there are parts alone.
+    bf16: the layers are gathered in bfloat16, which is what autocast would make of them, and run under autocast alone;
+    gradients are summed in float32. Everything is given back after its forward, so that outside of the model's own passes
+    there are parts alone.
     """
     dtype = torch.bfloat16 if bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -95,7 +96,12 @@ def save(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """The weights of a checkpoint, whole or in shards, into a model, whole or sharded; called by all processes."""
-    _load(folder, dict(model.named_parameters()))
+    _load(folder, trained(model))
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a checkpoint: of a model with an adapter not those of the frozen parent."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def load_moments(folder: Path, optimizer: Any) -> dict[int, dict[str, Tensor]]:

@@ -45,9 +45,8 @@ def loss_of(denoiser: Denoiser, curriculum: Curriculum, inputs: Inputs, micro_ba
     ids, where, step = inputs["ids"], inputs["where"], int(inputs["step"][0])
     size = curriculum.block_size(step)
     clean = None if size is None else Clean(ids, size)
+    denoiser = denoiser if clean else denoiser.seeing_everything()  # what no matrix means without blocks
     visible = _matrix(curriculum, step, ids.shape[1], ids.device)
-    if visible is None and clean is None and denoiser.record.attention == "block":
-        visible = visibility.full(ids.shape[1], device=ids.device)  # not what such a record takes None for
     visible, positions = _in_documents(visible, inputs.get("document"))
     total, balance = denoiser.weighed_loss(
         inputs["canvas"], ids[where], where, inputs["weight"][where], visible, positions, clean

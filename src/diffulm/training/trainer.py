@@ -139,6 +139,8 @@ class DiffusionTrainer(Trainer):
         metrics = self._evaluate_with()
         if self.args.process_index == 0:
             self.run_folder.log({"step": self.state.global_step, **metrics})
+        if self.args.report_to:
+            self.log(dict(metrics))  # to the trackers
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -190,7 +192,7 @@ class DiffusionTrainer(Trainer):
         state = optimizer.state_dict()
         tensors = {f"{i}.{k}": v for i, part in state["state"].items() for k, v in part.items() if torch.is_tensor(v)}
         if self.sharded:
-            sharding.save(Path(output_dir), tensors | dict(self.denoiser.model.named_parameters()))
+            sharding.save(Path(output_dir), tensors | sharding.trained(self.denoiser.model))
         else:
             save_file({k: v.contiguous() for k, v in tensors.items()}, Path(output_dir) / OPTIMIZER)
         if not self.args.should_save:
@@ -217,10 +219,10 @@ class DiffusionTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer would look up the names of the model's tensors, those of experts are others in a file, and go on without."""
         folder = Path(resume_from_checkpoint)
-        if self._in_parts(resume_from_checkpoint):
-            sharding.load_weights(folder, self.denoiser.model)
-        elif adapter.is_adapter(folder):
+        if adapter.is_adapter(folder):
             adapter.fill(self.denoiser.model, folder)
+        elif self._in_parts(resume_from_checkpoint):
+            sharding.load_weights(folder, self.denoiser.model)
         else:
             with quietly():
                 self.denoiser.model.load_state_dict(load_weights(folder, self.denoiser.model.dtype).state_dict())
