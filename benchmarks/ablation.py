@@ -148,18 +148,42 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def plot(report: dict[str, Any], file: str) -> None:
+    """Every seed of every arm as a point, both losses, the parent as a line."""
+    from matplotlib.figure import Figure
+
+    arms = [name for name in report["arms"] if "bound" in report["arms"][name]][::-1]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for key, colour in (("left_to_right", "tab:blue"), ("bound", "tab:orange")):
+        for height, name in enumerate(arms):
+            values = report["arms"][name][key]
+            label = key.replace("_", " ") if height == 0 else None
+            axes.plot(values, [height] * len(values), "o", color=colour, alpha=0.7, label=label)
+    axes.axvline(report["parent"], linestyle="--", color="#444", label="AR parent")
+    axes.set(
+        yticks=range(len(arms)), yticklabels=arms, xlabel=f"nats a token on held-out text, {SHORT} tokens, 3 seeds"
+    )
+    axes.legend(loc="lower right")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("grid", "long", "measure"))
     for name in ("parent", "train", "held_out", "runs"):
         parser.add_argument(name)
     parser.add_argument("--only", choices=LONGER, help="of `long`: this run alone")
+    parser.add_argument("--plot", help="of `measure`: a picture of the grid")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.what != "measure":
         (grid if asked.what == "grid" else longer)(asked)
         return
     report = measure(asked)
+    if asked.plot:
+        plot(report, asked.plot)
     print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
 
 

@@ -244,7 +244,9 @@ def check(config: AdaptConfig, out: Path) -> None:
     from diffulm.data.documents import sources, takes_in
     from diffulm.data.prepared import manifest_of
     from diffulm.recipes.devices import check_launch
+    from diffulm.training import trackers
 
+    trackers.check(config.report_to)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device=cuda: PyTorch finds no GPU here (`diffulm doctor` says what it finds); take device=auto")
     for key in ("data", "eval_data"):

@@ -30,7 +30,7 @@ from diffulm.training.curriculum import Curriculum, Samples
 from diffulm.training.health import examine
 from diffulm.training.pace import Pace
 from diffulm.training.progress import ProgressLine
-from diffulm.training.report import refresh, write_report
+from diffulm.training.report import remade, title_of, write_report
 from diffulm.training.run_folder import RESUMES, RunFolder, read_metrics
 from diffulm.training.trainer import DiffusionTrainer, checkpoint_bytes
 
@@ -65,7 +65,7 @@ def train(
         "pre-training" if curriculum.autoregressive else "adapting",
         tokens_a_step(config),
         fastest(denoiser, config, device_of(config)),
-        lambda: refresh(folder.path, title_of(config)),
+        lambda: remade(folder.path)["warnings"],
     )
     trainer = make_trainer(config, folder, denoiser, tokenizer, curriculum, training, gauge, at, progress)
     if look and config.report_to:
@@ -105,15 +105,11 @@ def published(
     )
     with disk.writing(folder.path, disk.size(denoiser.model), RESUMES):
         files = folder.publish(lambda path: write_model(denoiser.model, tokenizer, path, record, facts=facts))
-    write_report(folder.path, title_of(config), report)
+    write_report(folder.path, title_of(folder.config), report)
     folder.finish(report, files)
     progress.say(f"verdict: {report['verdict']}")
     progress.say(f"next: {next_command(config)}")
     return report
-
-
-def title_of(config: "AdaptConfig") -> str:
-    return f"DiffuLM: {config.model}, {config.objective}"
 
 
 def next_command(config: "AdaptConfig") -> str:
@@ -304,7 +300,8 @@ def make_trainer(
         warmup_steps=at["warmup"], weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
         max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", use_cpu=device_of(config) == "cpu",
         logging_strategy="no", logging_steps=config.logging_steps, save_strategy="no", eval_strategy="no",
-        save_total_limit=config.keep_checkpoints, report_to=list(config.report_to) or "none", disable_tqdm=True, remove_unused_columns=False,
+        save_total_limit=config.keep_checkpoints, report_to=list(config.report_to) or "none", disable_tqdm=True,
+        remove_unused_columns=False,
         logging_nan_inf_filter=False, seed=config.seed, dataloader_pin_memory=torch.cuda.is_available(),
         # Experts that no token was sent to have no gradient; anywhere else DDP would look for such in vain, and say so.
         ddp_find_unused_parameters="expert" in str(denoiser.config.to_dict()),

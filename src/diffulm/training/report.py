@@ -1,15 +1,18 @@
 """A run's report.html: self-contained, made from metrics.jsonl and config.yaml alone, so it can be made again at any time."""
 
 import html
+import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from diffulm.errors import BadInput
 from diffulm.training import health
 from diffulm.training.charts import Line, chart
-from diffulm.training.run_folder import RunFolder, read_metrics
+from diffulm.training.run_folder import read_metrics
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:left}
@@ -41,16 +44,32 @@ def write_report(folder: Path, title: str, facts: dict[str, Any], sections: str 
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>{body}<h2>Config</h2><pre>{html.escape(settings)}</pre></body></html>\n"
     )
-    # names of files need not be text
-    RunFolder(folder, {}).write("report.html", page.encode("utf-8", "backslashreplace").decode())
+    partial = folder / f"report.html.{os.getpid()}.tmp"  # a run and `diffulm report` may write it at the same moment
+    try:
+        partial.write_text(page, "utf-8", errors="backslashreplace")  # names of files need not be text
+        os.replace(partial, folder / "report.html")
+    finally:
+        partial.unlink(missing_ok=True)
     return folder / "report.html"
 
 
-def refresh(folder: Path, title: str) -> dict[str, str]:
-    """Make the report of a run that is under way; returns what looks wrong, as `health.examine` does."""
-    write_report(folder, title, {})
-    rows, settings = read_metrics(folder / "metrics.jsonl"), yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    return health.examine(rows, settings).warnings
+def title_of(config: dict[str, Any]) -> str:
+    return f"DiffuLM: {config['model']}, {config['objective']}"
+
+
+def remade(folder: Path) -> dict[str, Any]:
+    """Make the report of a run that has ended or goes on; returns where it is, the verdict and what looks wrong.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise BadInput(f"{folder}: holds no run (no config.yaml); name the folder that was given as out=...")
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    done = folder / "report.json"
+    page = write_report(folder, title_of(config), json.loads(done.read_text("utf-8")) if done.is_file() else {})
+    found = health.examine(read_metrics(folder / "metrics.jsonl"), config)
+    return {"report": str(page), "verdict": found.line, "warnings": found.warnings}
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
