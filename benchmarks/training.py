@@ -69,7 +69,7 @@ class Side:
         if kind != "ar":
             denoiser, _ = adopt(self.model, mask_token="10541")
             denoiser.model.train()
-            self.denoiser = denoiser.quick()
+            self.denoiser = denoiser.quick() if device == "cuda" else denoiser  # as `recipes.train.make_quick`
             self.curriculum = Curriculum(10541, 0, BATCH, **SIDES[kind])
         if "checkpointing" in name:
             recompute(self.model)

@@ -227,6 +227,27 @@ def test_what_is_trained_is_what_was_asked_for(forks, home, tmp_path):
         run(str(tmp_path / "whole"), tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_sharded_over_two_processes_it_learns_the_same(forks, kept, home, tmp_path):
+    """Begun on one process, gone on with on two, ended on one: files hold nothing of the parent on any of them."""
+    out, command = tmp_path / "run", short(home, tmp_path / "run", **KEEP)
+    place = "diffulm.training.trainer:DiffusionTrainer.training_step"
+    assert forks.diffulm(*command, first=f"when({place!r}, 4, 'os.kill(os.getpid(), 9)')").wait() == -9
+    stops = f"when({place!r}, 4, 'os.kill(os.getpid(), 9)')\n"
+    codes = [child.wait() for child in forks.launched(2, *command, "sharding=full", first=stops)]
+    assert 0 not in codes
+    checkpoint = max(out.glob("checkpoint-*"))
+    assert list(checkpoint.glob("shard-*")) and not (checkpoint / adapter.WEIGHTS).exists()
+    parts = sum(file.stat().st_size for file in checkpoint.glob("shard-*"))
+    assert parts < 4 * (kept / adapter.WEIGHTS).stat().st_size, "weights and two moments of the adapter"
+    child = forks.diffulm(*command)
+    assert child.wait() == 0, child.err
+    found, expected = (load_file(folder / adapter.WEIGHTS) for folder in (out, kept))
+    assert found.keys() == expected.keys()
+    # sums over processes come in another order
+    assert all(torch.allclose(found[key], expected[key], rtol=0, atol=2e-5) for key in found)
+
+
 # -- bad input
 
 

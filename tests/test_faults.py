@@ -137,6 +137,12 @@ def test_sigkill_in_the_middle_of_anything_and_the_same_command_again(forks: For
     assert not list(out.rglob("*.tmp"))
 
 
+def test_what_a_launcher_says_of_precision_is_not_the_run_s(forks: Forks, home, tmp_path):
+    child = forks.diffulm(*short(home, tmp_path / "run"), env={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert child.wait() == 0, child.err
+    assert weights(tmp_path / "run") == weights(forks.whole)
+
+
 def test_experts_go_on_from_the_checkpoint_too(forks: Forks, home, tmp_path):
     """transformers writes the weights of experts under other names than the model has."""
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -259,11 +265,31 @@ def test_of_two_processes_one_is_killed(forks: Forks, home, tmp_path, killed):
 
 
 @pytest.mark.slow
-def test_torchrun(home, tmp_path):
-    """The launcher itself."""
-    out, command = tmp_path / "run", short(home, tmp_path / "run")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffulm"]
+def test_the_launchers_themselves(home, tmp_path):
+    """torchrun, told to stop as SLURM does it before the time is up; then accelerate launch, with other words on precision."""
+    out, command = tmp_path / "run", ["-m", "diffulm", *short(home, tmp_path / "run", tokens=40 * 4 * 16)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=120)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with (tmp_path / "said").open("w") as said:
+        started = subprocess.Popen([*launcher, *command], env=environment, stdout=said, stderr=said)
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoint-*")) and started.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        started.terminate()
+        assert started.wait(60) != 0 and not (out / "report.json").exists(), (tmp_path / "said").read_text()
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert lines.count(f"diffulm: terminated; {GOES_ON}") == 1, "the first process says it, whatever torchrun adds"
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launcher += ["--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bound: ") == 1 and (out / "report.json").exists()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from transformers import AutoTokenizer
 from diffulm.checkpoint.files import digest, newest_checkpoint
 from diffulm.data import blocks, packed, parts, prepared
 from diffulm.data.documents import Skips, read, sources
+from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
 from diffulm.recipes import adapt
 from diffulm.recipes.config import resolve
 from diffulm.recipes.prepare import PrepareConfig, carry_out, run
+from diffulm.recipes.train import blocks as run_blocks
 from diffulm.training.curriculum import Samples
 from models import bad
 from runs import WORDS, short, timeless, weights
@@ -82,18 +85,20 @@ def tokenizer(home):
 # -- parts
 
 
-ROWS = st.lists(st.integers(0, 60), max_size=20)
+CUTS = st.lists(st.tuples(st.integers(0, 20), st.integers(-2, 2)), max_size=6)  # row, and bytes from its beginning
 
 
-@given(ROWS, st.integers(1, 200), st.booleans())
+@given(st.lists(st.integers(0, 60), max_size=20), CUTS, st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_stretches_of_a_file_hold_each_row_once(tmp_path_factory, lengths, size, newline):
-    lines = [json.dumps({"text": "x" * n}) if n % 7 else "" for n in lengths]
+def test_stretches_of_a_file_hold_each_row_once(tmp_path_factory, lengths, cuts, newline):
+    lines = [json.dumps({"text": f"{n}" + "x" * n}) if n % 7 else "" for n in lengths]
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
     path.write_text("\n".join(lines) + "\n" * newline)
+    begin = [sum(len(line) + 1 for line in lines[:n]) for n in range(len(lines) + 1)]
+    size = path.stat().st_size
+    ends = sorted({0, size, *(max(0, min(begin[min(n, len(lines))] + off, size)) for n, off in cuts)})
     whole = list(read(path))
-    ends = range(0, path.stat().st_size, size)
-    assert [text for at in ends for text in read(path, stretch=(at, at + size))] == whole
+    assert [text for at in pairwise(ends) for text in read(path, stretch=at)] == whole
     assert len(whole) == sum(1 for n in lengths if n % 7)
 
 
@@ -476,14 +481,21 @@ def test_held_out_blocks_come_from_every_source(home, tmp_path):
     assert one["ids"][:] + last["ids"][:] == ids and len(last) == 8
 
 
-def test_a_run_skips_bad_rows_and_says_so(home, tmp_path, capfd):
-    path = tmp_path / "a.jsonl"
+def test_a_run_skips_bad_rows_and_says_so(home, tokenizer, tmp_path, capfd):
+    path, folder = tmp_path / "a.jsonl", tmp_path / "run"
     path.write_text((home / "text.jsonl").read_text() + '{"txt": "x"}\n')
-    folder = tmp_path / "run"
+    given = small_run(home, folder, data=str(path))
+
+    def packed(**more: Any) -> Any:
+        config = resolve("adapt", adapt.AdaptConfig, "tiny", given | more)
+        return run_blocks(config, Record(mask_token_id=1, bos_token_id=0), tokenizer, folder / "data")
+
     with bad("a.jsonl, line 120: no field `text`"):
-        adapt.adapt("tiny", **small_run(home, folder, data=str(path)))
-    adapt.adapt("tiny", **small_run(home, folder, data=str(path), bad_rows="skip"))
-    assert f"diffulm: 1 bad row left out: {path}, line 120: no field `text`, it has txt;" in capfd.readouterr().err
+        packed()
+    for _ in range(2):  # packed, and used again
+        training, held_out = packed(bad_rows="skip", packing="documents")
+        assert f"diffulm: 1 bad row left out: {path}, line 120: no field `text`, it has txt;" in capfd.readouterr().err
+    assert held_out.shape == (2, LENGTH) and training.column_names == ["ids", "document"]
     found = json.loads((folder / "data" / "train" / "manifest.json").read_text())
     assert found["skipped"] == 1 and found["places"] == [f"{path}, line 120: no field `text`, it has txt"]
 

@@ -118,10 +118,11 @@ def test_a_sharded_checkpoint_resumes_on_another_number_of_processes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [{"ar_weight": 0.5}, {"precision": "bf16"}, {"checkpointing": True}, {"micro_batch": 1}]
+    "more",
+    [{"ar_weight": 0.5}, {"precision": "bf16"}, {"checkpointing": True}, {"micro_batch": 1}, {"adapter": "lora"}],
 )
 def test_a_sharded_run_of_another_kind(forks: Forks, home, tmp_path, more):
-    """Two forwards before a backward, layers gathered in bfloat16, activations computed twice, several micro-batches."""
+    """Two forwards before a backward, autocast, activations computed twice, several micro-batches, frozen weights."""
     for name, sharding in [("whole", "none"), ("parts", "full")]:
         done(*forks.launched(2, *short(home, tmp_path / name, **SIX, sharding=sharding, **more)))
     tolerance = 2e-2 if "precision" in more else CLOSE  # bfloat16 has three digits

@@ -19,7 +19,7 @@ from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
 from diffulm.lm import load
 from diffulm.recipes.adapt import adapt, run
-from diffulm.recipes.config import resolve, steps_or_share, tokens
+from diffulm.recipes.config import steps_or_share, tokens
 from diffulm.training.curriculum import Curriculum, Samples
 from diffulm.training.run_folder import RunFolder, read_metrics
 from runs import settings, timeless, weights
@@ -287,26 +287,3 @@ def test_steps_or_share():
     for wrong in ("-1", "101%", "five"):
         with pytest.raises(ValueError, match="number of steps"):
             steps_or_share(wrong)
-
-
-def test_plan_touches_nothing(home, tmp_path):
-    plan = run("diffugpt-s", {"out": str(tmp_path / "x")}, plan=True)
-    assert (plan["steps"], plan["config"]["learning_rate"]) == (1_000_000, 3e-4)
-    assert not (tmp_path / "x").exists()
-
-
-def test_the_paper_s_presets():
-    """Settings of the paper's table (v3): context, batch, steps, learning rate, warm-up, annealing, mask token."""
-    from diffulm.recipes.adapt import AdaptConfig
-
-    table = {
-        "diffugpt-s": (512, 256, 1_000_000, 3e-4, "cosine", 2000, "bernoulli", 10_000, "10541"),
-        "diffugpt-m": (1024, 1280, 160_000, 3e-4, "cosine", 2000, "bernoulli", 10_000, "new"),
-        "diffullama-7b": (2048, 15_360, 2067, 2e-5, "constant", 0, "none", 0, "811"),
-    }
-    for name, row in table.items():
-        given = {"data": "x", "out": "y"}
-        c = resolve("adapt", AdaptConfig, name, given)
-        found = (c.length, c.global_batch, c.steps, c.learning_rate, c.lr_schedule, c.warmup_steps)
-        assert (*found, c.annealing, c.anneal_steps, c.mask_token) == row, name
-        assert c.objective == "bound"  # the deviation that each preset's header lists

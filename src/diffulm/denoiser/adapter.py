@@ -85,7 +85,7 @@ def add_lora(model: Any, parent: str | None, rank: int, alpha: float, seed: int,
         torch.manual_seed(seed)
         try:
             model.add_adapter(config)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, RuntimeError, MemoryError) as error:  # the last two for a rank too large
             raise BadInput(f"{parent}: peft cannot adapt it ({str(error).splitlines()[0]})") from None
     config.target_modules = sorted(config.target_modules or ())  # peft keeps a set, whose order changes
     config.base_model_name_or_path = parent

@@ -27,7 +27,8 @@ class Record:
     block_size: positions a block when attention is "block". emit_mask: the mask id is an ordinary token of the text, so its
     logit stays as it is (sampling forbids it all the same). window: "keep" = |i - j| < window on sliding layers, "lift" = no
     window, None = the architecture has none. parent: where the AR weights came from, None for an instance made in memory.
-    notes: anything more: `full_share` (of a block-causal model's training steps, those under full attention), `additive_mask` (the family takes its attention mask as an additive float tensor under eager
+    notes: anything more: `full_share` (of a block-causal model's training steps, those under full attention), `additive_mask`
+    (the family takes its attention mask as an additive float tensor under eager
     attention), and what recipes and newer versions add.
     """
 

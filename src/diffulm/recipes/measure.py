@@ -72,6 +72,8 @@ class Gauge:
             forwards = max(1, config.eval_samples // 2)
             read = likelihood.left_to_right(denoiser, self.held_out, forwards, config.seed)
             gain, gain_stderr = likelihood.future(denoiser, self.held_out, config.seed)
+            if denoiser.record.attention == "block" and denoiser.record.block_size == 1:
+                gain = math.nan  # it has no right side to look at
             drawn = self._drawn(DRAWN, DRAWN_LENGTH, DRAWN_STEPS)
         found = {
             "bound": bound.nats, "bound_stderr": bound.stderr,

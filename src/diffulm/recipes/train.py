@@ -184,8 +184,8 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
 
 def make_quick(denoiser: Denoiser, config: "AdaptConfig") -> None:
     """The kernels and the memory that the config asks for. None of it stays in what is saved."""
-    if not config.deepspeed:  # whose parameters are empty until it runs
-        denoiser.quick()
+    if device_of(config) == "cuda" and not config.deepspeed:  # whose parameters are empty until it runs
+        denoiser.quick()  # on a CPU the kernel is the same with a mask and without
     if config.checkpointing:
         layers.recompute(denoiser.model)
     for layer in (layers.decoder_layers(denoiser.model) or []) if config.compile else ():

@@ -54,11 +54,13 @@ class Run:
 
     @property
     def open(self) -> bool:
-        """Whether the learning rate has risen and the attention is as open as it gets, so that held-out figures count."""
+        """Whether the learning rate has risen and the attention is what the model ends with, so that held-out figures count:
+        they are measured under that attention."""
         rates = [row["learning_rate"] for row in self.steps if "learning_rate" in row]
         risen = len(rates) > 1 and rates[-1] <= max(rates[:-1])
-        opened = [row["step"] for row in self.steps if row.get("anneal_ratio", 1) >= 1 or self.autoregressive]
-        return risen and bool(opened) and self.looks[-1]["step"] >= opened[0] > 0
+        last = [row for row in self.steps if row.get("stages_left", 0) == 0]
+        opened = [row["step"] for row in last if row.get("anneal_ratio", 1) >= 1 or self.autoregressive]
+        return risen and bool(opened) and self.looks[-1]["step"] >= opened[0]
 
     @property
     def loss(self) -> float:
@@ -100,10 +102,11 @@ def _well(run: Run) -> str:
     if not run.steps or not run.open or len(run.looks) < 3:
         return "too early to say: too few steps under the final learning rate and attention, with two evaluations"
     if run.autoregressive:
-        return f"healthy: held-out loss {start[run.held_out]:.2f} -> {loss:.2f}"
+        found = "healthy" if loss <= start[run.held_out] else "no better than it was"
+        return f"{found}: held-out loss {start[run.held_out]:.2f} -> {loss:.2f}"
     if loss >= run.unigram:
         return f"too early to say: the bound, {loss:.2f}, has not come below the unigram entropy {run.unigram:.2f} yet"
-    # MATHS: below the parent's AR loss where little is masked, near but not above the unigram entropy where all is
+    # below the parent's AR loss where little is masked, for both sides help; near the unigram entropy where nothing helps
     least, most = (_level(now, levels) for levels in (LEAST, MOST))
     at_most = "" if most is None else f"; with nearly all masked {most:.2f}, unigram entropy {run.unigram:.2f}"
     if run.parent is None or least is None:
@@ -164,9 +167,9 @@ def masking(run: Run) -> str | None:
 
 def future(run: Run) -> str | None:
     """Attention left causal: the matrix does not reach the layers (then the future changes nothing, exactly), or training
-    never opened it (then it does harm, and should have become a help once annealing is over)."""
+    never opened it (then it goes on doing harm, which training under open attention undoes from one look to the next)."""
     now = run.looks[-1]
-    if run.autoregressive or run.config.get("block_size") == 1 or "eval_future" not in now:
+    if "eval_future" not in now:
         return None
     gain, error = now["eval_future"], now.get("eval_future_stderr", math.inf)
     if abs(gain) < 1e-6:  # other shapes of the same sums; a model that looks right at all is orders above
@@ -175,7 +178,8 @@ def future(run: Run) -> str | None:
             "that ignores the matrix it is given (`diffulm inspect` says which positions move)"
         )
     taught = run.open and len(run.looks) > 2 and not _stuck(run) and eos(run) is None  # on text like the held-out text
-    if taught and gain < -3 * error:  # one in a thousand by chance
+    better = gain > run.looks[-2].get("eval_future", gain) + error if taught else False
+    if taught and not better and gain < -3 * error:  # one in a thousand by chance
         return (
             f"seeing the right side costs {-gain:.2f} nats a token instead of helping, though attention is open: it was "
             "trained under a causal matrix; usually an annealing that never reached the model"

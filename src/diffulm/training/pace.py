@@ -88,6 +88,9 @@ class Pace(TrainerCallback):
             "tokens_per_second": round(rate, 1),
             "time_to_go": round(left / max(rate, 1e-9), 1),
         }
+        stages = self.curriculum.stages
+        if len(stages) > 1:
+            row["stages_left"] = sum(first >= state.global_step for first, _ in stages)
         if self.fastest:
             row["utilisation"] = round(rate / self.fastest, 4)
         self.run.log(row)
