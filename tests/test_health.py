@@ -197,8 +197,9 @@ def test_verdicts():
         ((4.0, 3.5), {"eval_eos": 0.5}, {}, "eos"),
         ((4.0, 3.5), {"eval_eos": 0.1}, {}, None),  # five times the text's, and one sample may do that
         ((4.0, 3.5), {"eval_future": 0.0, "eval_future_stderr": 0.0}, {}, "future"),
-        ((4.0, 3.5), {"eval_future": -0.1, "eval_future_stderr": 0.01}, {}, "future"),
-        ((4.0, 3.5), {"eval_future": -0.1, "eval_future_stderr": 0.05}, {}, None),  # two standard errors
+        ((4.0, 3.5), {"eval_future": -0.1, "eval_future_stderr": 0.01, "eval_noise_05": 2.9}, {}, "future"),
+        ((4.0, 3.5), {"eval_future": -0.1, "eval_future_stderr": 0.01, "eval_noise_05": 3.1}, {}, None),  # too early
+        ((4.0, 3.5), {"eval_future": -0.1, "eval_future_stderr": 0.05, "eval_noise_05": 2.9}, {}, None),  # two errors
         ((4.0, 4.5), {"eval_bound": 4.9, "eval_noise_95": 6.0}, {}, "masking"),
         ((4.0, 4.5), {"eval_bound": 4.9, "eval_noise_95": 5.3}, {}, None),
         ((4.0, 4.5), {"eval_bound": 4.9, "eval_noise_95": 6.0}, {"noise_ceiling": 0.5}, None),
@@ -211,7 +212,7 @@ def test_where_a_rule_begins(bounds, last, config, rule):
 
 def test_before_the_last_stage_held_out_figures_do_not_count():
     """They are measured under the attention that the model will end with, and that has not been trained yet."""
-    rows = rows_of(5.5, 5.4, eval_future=-1.0, eval_future_stderr=0.01)
+    rows = rows_of(5.5, 5.4, eval_future=-1.0, eval_future_stderr=0.01, eval_noise_05=2.9)
     assert list(health.examine(rows, {"objective": "bound"}).warnings) == ["future", "learning_rate"]
     found = health.examine([row | {"stages_left": 1} for row in rows], {"objective": "bound"})
     assert found.line.startswith("too early") and not found.warnings

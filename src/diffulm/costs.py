@@ -11,7 +11,7 @@ from typing import Any
 MASKED_SHARE = 0.5
 """Of the tokens of a step, on average: the noise level is drawn evenly from 0 to 1."""
 LOGITS_AT_ONCE = 2**24
-"""Elements of the logits that training holds at once, as `denoiser.head.CHUNK_ELEMENTS`."""
+"""Elements of float32 that a chunk of logits may take, as `denoiser.head.CHUNK_ELEMENTS`."""
 TILE_ROWS = 8
 """Rows of a forward of sampling on an accelerator, as `denoiser.tile`."""
 
@@ -202,18 +202,20 @@ def training_memory(geometry: Geometry, length: int, micro_batch: int = 1, metho
     before = gradients * m.accumulates + buckets + whole * (1 + m.ar_term)
     kept = positions * _kept_for_backward(g, length * once, size)
     stored = positions * g.layers * 4 * g.width if m.checkpointing else g.layers * kept
-    predicted = max(1, round(micro_batch * length * max(m.predicted, m.ar_term)))
-    chunk = min(predicted * g.vocabulary, max(LOGITS_AT_ONCE, g.vocabulary))
+    wanted = max(1, round(micro_batch * length * max(m.predicted, m.ar_term))) * g.vocabulary
+    # a chunk of logits, and of a part of it the logarithms of probability in float32
+    logits = min(size * wanted, 4 * LOGITS_AT_ONCE) + min(4 * wanted, LOGITS_AT_ONCE)
 
     def moment(activations: int, gradients: int, copies: int = 0, logits: int = 0) -> Memory:
         return Memory(weights + copies * (m.mixed or streamed), gradients, 8 * trained // m.shards, activations, logits)
 
     moments = (
-        # a chunk of logits and their logarithms of probability; what it adds to the gradient, and the matrix it came by
-        moment(stored, before, copies, chunk * (size + 4) + whole),
+        moment(stored, before, copies, logits),
         # a layer computed again, and the gradients that pass it
         moment(stored + kept * (1 + m.checkpointing), before, copies * (streamed or not m.checkpointing)),
-        moment(2 * kept, gradients + buckets + whole * (g.tied or m.accumulates), copies * streamed),
+        # the last layer's; then the gradient of the embedding, by itself as well
+        moment(2 * kept, gradients + buckets + whole * m.accumulates, copies * streamed),
+        moment(0, gradients + buckets + whole * (g.tied + m.accumulates)),
     )
     return max(moments, key=lambda each: each.total)
 
