@@ -134,10 +134,10 @@ def test_an_adapter_takes_little_memory():
 
 
 def test_logits_are_taken_in_chunks():
-    assert head.CHUNK_ELEMENTS == costs.LOGITS_AT_ONCE
-    big = replace(LLAMA_7B, vocabulary=256_000)
-    few, many = (training_memory(big, 1024, n, Method(accumulates=False)).logits for n in (1, 4))
-    assert few == many == costs.LOGITS_AT_ONCE * 5
+    assert (head.CHUNK_ELEMENTS, head.SLICE) == (costs.LOGITS_AT_ONCE, costs.SLICE)
+    big = replace(TINY, vocabulary=10**6)
+    few, many = (training_memory(big, 100, n, Method(accumulates=False)).logits for n in (1, 4))
+    assert few == many == costs.LOGITS_AT_ONCE * 5 + 4 * 8 * costs.SLICE
 
 
 def test_inference():
@@ -204,7 +204,7 @@ STEPS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("name", "tied"), [*((name, True) for name in STEPS if name != "low rank"), ("mixed", False)])
 def test_a_step_takes_what_is_expected(name, tied):
-    """15%: what a plan is promised to be good for. At this size the AR term misses by 12%, the others by 9% at most."""
+    """15%: what a plan is promised to be good for. At this size the AR term misses by 13%, the others by 10%."""
     measured, expected = step_of(build("llama", **STEP, tie_word_embeddings=tied), 8, 64, **STEPS[name])
     assert expected == pytest.approx(measured, rel=0.15)
 
@@ -229,7 +229,7 @@ def step_of(model, rows, length, mixed=True, checkpointing=False, micro_batches=
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed", "float32", "checkpointing", "accumulating", "low rank"])
 def test_a_step_at_the_size_of_gpt_2(name):
-    """4 x 512 tokens, as benchmarks/training.py takes them. Misses when written: 3%, 4%, 0%, 3% of all there is."""
+    """4 x 512 tokens, as benchmarks/training.py takes them. Misses when written: 3 to 9% of all there is."""
     still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     with torch.random.fork_rng(devices=[]):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**still))

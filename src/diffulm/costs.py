@@ -12,6 +12,8 @@ MASKED_SHARE = 0.5
 """Of the tokens of a step, on average: the noise level is drawn evenly from 0 to 1."""
 LOGITS_AT_ONCE = 2**24
 """Elements of float32 that a chunk of logits may take, as `denoiser.head.CHUNK_ELEMENTS`."""
+SLICE = 2**13
+"""Rows of the output embedding that are multiplied at once, as `denoiser.head.SLICE`."""
 TILE_ROWS = 8
 """Rows of a forward of sampling on an accelerator, as `denoiser.tile`."""
 
@@ -203,8 +205,10 @@ def training_memory(geometry: Geometry, length: int, micro_batch: int = 1, metho
     kept = positions * _kept_for_backward(g, length * once, size)
     stored = positions * g.layers * 4 * g.width if m.checkpointing else g.layers * kept
     wanted = max(1, round(micro_batch * length * max(m.predicted, m.ar_term))) * g.vocabulary
-    # a chunk of logits, and of a part of it the logarithms of probability in float32
-    logits = min(size * wanted, 4 * LOGITS_AT_ONCE) + min(4 * wanted, LOGITS_AT_ONCE)
+    # a chunk of logits; of a part of it the logarithms of probability in float32; of the matrix and its gradient a slice
+    logits = (
+        min(size * wanted, 4 * LOGITS_AT_ONCE) + min(4 * wanted, LOGITS_AT_ONCE) + 2 * size * min(head, SLICE * g.width)
+    )
 
     def moment(activations: int, gradients: int, copies: int = 0, logits: int = 0) -> Memory:
         return Memory(weights + copies * (m.mixed or streamed), gradients, 8 * trained // m.shards, activations, logits)

@@ -24,7 +24,9 @@ def balancing(model: Any) -> Callable[[tuple[Tensor, ...]], Tensor] | None:
     """
     if not getattr(model.config, "output_router_logits", False):
         return None
-    loss = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    # FSDP2 puts a class of its own before the family's
+    kind = next((c for c in type(model).__mro__ if c.__module__.startswith("transformers.")), type(model))
+    loss = getattr(sys.modules[kind.__module__], "load_balancing_loss_func", None)
     weight = getattr(model, "router_aux_loss_coef", None)
     sizes = [getattr(model, name, None) for name in ("num_experts", "num_experts_per_tok")]
     if loss is None or weight is None or None in sizes:
