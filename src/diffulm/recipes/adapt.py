@@ -110,7 +110,7 @@ class AdaptConfig(Options):
     adapter: Literal["none", "lora"] = "none"
     """lora: low-rank matrices on all linear layers of a frozen parent, through peft."""
     lora_rank: Count = 16
-    lora_alpha: Positive = 32.0
+    lora_alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
     train_embeddings: bool = True
     """With an adapter: train the embeddings as well, as the paper does; false: of them the mask token's row alone."""
     keep_adapter: bool = False
