@@ -28,7 +28,7 @@ from diffulm.evaluation import likelihood
 SEEDS = (0, 1, 2)
 RATES = {"arm": (1e-3, 3e-3, 8e-3), "control": (3e-4, 1e-3, 3e-3)}
 SHORT, LONG = "1M", "4M"
-BLOCKS, DRAWS, LEFT_TO_RIGHT_BLOCKS = 128, 16, 32
+BLOCKS, DRAWS, LEFT_TO_RIGHT_BLOCKS = 128, 16, 32  # the bound's Monte-Carlo error is shared by all models: equal draws
 T_95 = 4.303  # two-sided 95% of Student's t with two degrees of freedom: three seeds
 
 ARMS = {
@@ -148,6 +148,32 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown: mean over seeds, and the paired difference to the first arm with its 95% interval."""
+
+    def told(arm: dict[str, Any], key: str) -> str:
+        if key not in arm:
+            return "|"
+        values, (middle, half) = arm[key], arm[f"{key}_minus_first"]
+        beside = "" if middle == half == 0 else f" ({middle:+.3f} ± {half:.3f})"
+        return f"| {statistics.mean(values):.3f}{beside} "
+
+    lines = [
+        "| arm | learning rate | bound (difference) | left to right (difference) | AR reading |",
+        "|---|---|---|---|---|",
+    ]
+    for name, arm in report["arms"].items():
+        reading = statistics.mean(arm.get("causal_view") or arm["autoregressive"])
+        cells = told(arm, "bound") + told(arm, "left_to_right")
+        lines.append(f"| {name} | {arm['learning_rate']:g} {cells}| {reading:.3f} |")
+    lines += ["", f"| {LONG} tokens, seed 0 | bound | left to right | AR reading |", "|---|---|---|---|"]
+    for name, found in report["long"].items():
+        lines.append(
+            f"| {name} | " + " | ".join(f"{found[k]:.3f}" for k in ("bound", "left_to_right", "causal_view")) + " |"
+        )
+    return "\n".join(lines)
+
+
 def plot(report: dict[str, Any], file: str) -> None:
     """Every seed of every arm as a point, both losses, the parent as a line."""
     from matplotlib.figure import Figure
@@ -176,15 +202,16 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--only", choices=LONGER, help="of `long`: this run alone")
     parser.add_argument("--plot", help="of `measure`: a picture of the grid")
+    parser.add_argument("--from-json", help="of `measure`: take the figures from here instead")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.what != "measure":
         (grid if asked.what == "grid" else longer)(asked)
         return
-    report = measure(asked)
+    report = json.loads(Path(asked.from_json).read_text()) if asked.from_json else measure(asked)
     if asked.plot:
         plot(report, asked.plot)
-    print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+    print(json.dumps(report, indent=2) if asked.json else table(report))
 
 
 if __name__ == "__main__":
