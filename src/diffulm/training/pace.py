@@ -65,7 +65,8 @@ class Pace(TrainerCallback):
         last = state.global_step >= state.max_steps
         boundary = state.global_step % args.logging_steps == 0 or last
         control.should_log = boundary
-        control.should_evaluate = last or state.global_step % self.eval_every == 0
+        left = state.max_steps - state.global_step  # just before the end it would be done twice
+        control.should_evaluate = last or (state.global_step % self.eval_every == 0 and 2 * left >= self.eval_every)
         if last or (boundary and time.monotonic() - self.saved >= self.save_seconds):
             control.should_save = True
 
