@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def chosen(asked: argparse.Namespace, name: str, arm: dict[str, Any]) -> float:
     key = "causal_view" if "objective" in arm else "bound"
     rates = RATES["control" if "objective" in arm else "arm"]
     found = {rate: one(asked, name, arm, rate, SEEDS[0])[key] for rate in rates}
-    print(name, found, flush=True)
+    print(name, found, file=sys.stderr, flush=True)
     return min(found, key=found.__getitem__)
 
 
@@ -153,7 +154,7 @@ def table(report: dict[str, Any]) -> str:
 
     def told(arm: dict[str, Any], key: str) -> str:
         if key not in arm:
-            return "|"
+            return "| "
         values, (middle, half) = arm[key], arm[f"{key}_minus_first"]
         beside = "" if middle == half == 0 else f" ({middle:+.3f} ± {half:.3f})"
         return f"| {statistics.mean(values):.3f}{beside} "
