@@ -191,7 +191,7 @@ def plot(report: dict[str, Any], file: str) -> None:
     axes.set(
         yticks=range(len(arms)), yticklabels=arms, xlabel=f"nats a token on held-out text, {SHORT} tokens, 3 seeds"
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=110)
 
