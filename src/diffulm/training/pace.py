@@ -54,11 +54,11 @@ class Pace(TrainerCallback):
     ) -> None:
         self.run, self.curriculum, self.tokens_a_step, self.fastest = run, curriculum, tokens_a_step, fastest
         self.eval_every, self.save_seconds = eval_every, save_seconds
-        self.started = self.saved = self.logged = time.monotonic()
+        self.started = self.saved = self.logged = self.ended = time.monotonic()
         self.logged_step = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.started = self.saved = self.logged = time.monotonic()
+        self.started = self.saved = self.logged = self.ended = time.monotonic()
         self.logged_step = state.global_step
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -69,9 +69,15 @@ class Pace(TrainerCallback):
         control.should_evaluate = last or (state.global_step % self.eval_every == 0 and 2 * left >= self.eval_every)
         if last or (boundary and time.monotonic() - self.saved >= self.save_seconds):
             control.should_save = True
+        self.ended = time.monotonic()
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self.logged, self.ended = self.logged + now - self.ended, now  # what is no training is not in its rate
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.saved = time.monotonic()
+        self.on_evaluate(args, state, control)
+        self.saved = self.ended
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:

@@ -33,6 +33,7 @@ class ProgressLine(TrainerCallback):
         self.bar: Progress | None = None
         self.printed, self.narrow = 0.0, False
         self.step, self.since = 0, time.monotonic()
+        self.ended = self.since
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.step, self.since = state.global_step, time.monotonic()
@@ -47,8 +48,13 @@ class ProgressLine(TrainerCallback):
         self.bar.start()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.ended = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()
+        self.since, self.ended = self.since + now - self.ended, now  # what is no training is not in its rate
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -63,6 +69,7 @@ class ProgressLine(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
+        self.on_save(args, state, control)
         if not state.is_world_process_zero:
             return
         self.say(f"step {state.global_step}: held-out {held_out(metrics or {})}")
