@@ -14,22 +14,21 @@ import json
 import math
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from adaptation import held_out
 
 import diffulm
 from diffulm.checkpoint.load import load
-from diffulm.data.blocks import build
 from diffulm.denoiser.adopt import adopt
 from diffulm.evaluation import likelihood
 
 SEEDS = (0, 1, 2)
 RATES = {"arm": (1e-3, 3e-3, 8e-3), "control": (3e-4, 1e-3, 3e-3)}
 SHORT, LONG = "1M", "4M"
-BLOCKS, DRAWS, LEFT_TO_RIGHT_BLOCKS = 128, 16, 32  # the bound's Monte-Carlo error is shared by all models: equal draws
+DRAWS, LEFT_TO_RIGHT_BLOCKS = 16, 32  # the bound's Monte-Carlo error is shared by all models: equal draws
 T_95 = 4.303  # two-sided 95% of Student's t with two degrees of freedom: three seeds
 
 ARMS = {
@@ -86,16 +85,6 @@ def longer(asked: argparse.Namespace) -> None:
             cell(asked, f"long, {name}", {**settings, "tokens": LONG})
 
 
-def held_out(asked: argparse.Namespace) -> torch.Tensor:
-    denoiser, tokenizer = adopt(asked.parent)
-    with tempfile.TemporaryDirectory() as folder:
-        bos = denoiser.record.bos_token_id
-        rows = build(asked.held_out, tokenizer, bos, tokenizer.eos_token_id, 128, Path(folder) / "blocks")
-        rows = rows.with_format("torch")
-        count = min(BLOCKS, len(rows))
-        return torch.stack([torch.as_tensor(rows[i * len(rows) // count]["ids"]).long() for i in range(count)])
-
-
 def losses(folder: Path, blocks: torch.Tensor) -> dict[str, float]:
     """Both losses of a run, kept beside it; the same draws for every model, so that differences are paired."""
     kept = folder / "ablation.json"
@@ -122,8 +111,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    blocks = held_out(asked)
-    parent, _ = adopt(asked.parent)
+    parent, tokenizer = adopt(asked.parent)
+    blocks = held_out(parent, tokenizer, asked.held_out)
     few = blocks[:: max(1, len(blocks) // LEFT_TO_RIGHT_BLOCKS)][:LEFT_TO_RIGHT_BLOCKS]
     report: dict[str, Any] = {
         "parent": likelihood.autoregressive(parent, blocks).nats,
