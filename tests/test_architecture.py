@@ -17,7 +17,7 @@ LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds costs",
     1: "denoiser checkpoint families",
     2: "canvas options samplers data",
-    3: "lm watch",
+    3: "filling lm watch",
     4: "evaluation",
     5: "training serving",
     6: "recipes",

@@ -8,10 +8,9 @@ prompts and fills holes, and scores mask nothing but free positions.
 """
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, overload
@@ -26,14 +25,10 @@ from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
+from diffulm.filling import Callback, Filled, fill
 from diffulm.options import GenerateOptions, ScoreOptions, checked
-from diffulm.samplers import Frame, sample
-
-DEFAULT_STEPS = 32
-"""Upper limit to the forwards of a text when `steps` is None; one with fewer free tokens takes a forward for each."""
 
 Parts = str | Sequence[str | Hole]
-Callback = Callable[[Frame], Any]
 Result = TypeVar("Result")
 
 
@@ -129,7 +124,7 @@ class DiffusionLM:
         """
         chosen = checked(GenerateOptions, length=length, **options)
         made = [self._canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
-        return _like(prompt, [self._completed(*row) for row in self._fill(made, chosen, callback)])
+        return _like(prompt, [self._completed(one) for one in self._fill(self.denoiser, made, chosen, callback)])
 
     @overload
     def infill(self, text: str, *, callback: Callback | None = ..., **options: Unpack[Sampling]) -> Generation: ...
@@ -153,7 +148,7 @@ class DiffusionLM:
         single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
         made = [self._with_holes(one) for one in ([text] if single else text)]
         both_ways = self.denoiser.seeing_everything()
-        results = [self._filled(*row) for row in self._fill(made, chosen, callback, both_ways)]
+        results = [self._filled(one) for one in self._fill(both_ways, made, chosen, callback)]
         return results[0] if single else results
 
     @overload
@@ -230,43 +225,15 @@ class DiffusionLM:
         return made
 
     def _fill(
-        self,
-        canvases: list[Canvas],
-        options: GenerateOptions,
-        callback: Callback | None,
-        denoiser: Denoiser | None = None,
-    ) -> list[tuple[Canvas, list[int], int, float]]:
-        """For each canvas: itself, its filled ids, the forwards of its row, the seconds of its batch."""
-        seeds = _seeds(options.seed, len(canvases))
-        results = []
-        for start in range(0, len(canvases), options.batch_size):
-            batch = canvases[start : start + options.batch_size]
-            ids, fixed, present = (part.to(self.denoiser.device) for part in _batch(batch))
-            began = time.perf_counter()
-            try:
-                filled, forwards = sample(
-                    tiled(denoiser or self.denoiser),
-                    ids,
-                    fixed,
-                    present,
-                    mask_token_id=self.mask_token_id,
-                    sampler=options.sampler,
-                    steps=options.steps or DEFAULT_STEPS,
-                    temperature=options.temperature,
-                    top_p=options.top_p,
-                    seeds=seeds[start : start + len(batch)],
-                    forbidden=self._forbidden,
-                    callback=callback and _renumbered(callback, start),
-                )
-            except FloatingPointError:
-                raise self._overflow() from None
-            rows = filled.tolist()
-            seconds = time.perf_counter() - began
-            for one, row, count in zip(batch, rows, forwards.tolist(), strict=True):
-                results.append((one, row[: len(one.ids)], count, seconds))
-        return results
+        self, denoiser: Denoiser, made: list[Canvas], options: GenerateOptions, callback: Callback | None
+    ) -> list[Filled]:
+        try:
+            return fill(denoiser, made, options, self._forbidden, callback)
+        except FloatingPointError:
+            raise self._overflow() from None
 
-    def _completed(self, made: Canvas, ids: list[int], forwards: int, seconds: float) -> Generation:
+    def _completed(self, filled: Filled) -> Generation:
+        made, ids = filled.canvas, filled.ids
         prompt = "".join(span.text or "" for span in made.spans)
         first, start = made.spans[0].start, made.spans[-1].start
         new = ids[start:]
@@ -274,10 +241,12 @@ class DiffusionLM:
         if eos in new:
             new = new[: new.index(eos)]
         completion = canvas.continuation(self.tokenizer, ids[first:start], new)
-        return Generation(prompt + completion, ids, forwards, seconds, completion=completion)
+        return Generation(prompt + completion, ids, filled.forwards, filled.seconds, completion=completion)
 
-    def _filled(self, made: Canvas, ids: list[int], forwards: int, seconds: float) -> Generation:
-        return Generation(canvas.render(made, ids), ids, forwards, seconds, fills=canvas.fills(made, ids))
+    def _filled(self, filled: Filled) -> Generation:
+        made, ids = filled.canvas, filled.ids
+        text, fills = canvas.render(made, ids), canvas.fills(made, ids)
+        return Generation(text, ids, filled.forwards, filled.seconds, fills=fills)
 
     def _score(self, text: str, context: str, options: ScoreOptions, key: int) -> Score:
         ids = self._canvas([context + text]).ids
@@ -350,25 +319,3 @@ def _listed(texts: str | list[str]) -> list[str]:
 
 def _like(texts: str | list[str], results: list[Result]) -> Any:
     return results[0] if isinstance(texts, str) else results
-
-
-def _seeds(seed: int | list[int], count: int) -> list[tuple[int, int]]:
-    if isinstance(seed, int):
-        return [(seed, row) for row in range(count)]
-    if len(seed) != count:
-        raise BadInput(f"{count} texts need one seed, or as many, not {len(seed)}")
-    return [(one, 0) for one in seed]
-
-
-def _batch(canvases: list[Canvas]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, fixed and present (B, L): rows of different length, padded on the right with what nobody sees."""
-    shape = len(canvases), max(len(one.ids) for one in canvases)
-    ids, fixed, present = torch.zeros(shape, dtype=torch.int64), *torch.zeros(2, *shape, dtype=torch.bool)
-    for row, one in enumerate(canvases):
-        ids[row, : len(one.ids)], fixed[row, : len(one.ids)], present[row, : len(one.ids)] = one.ids, one.fixed, True
-    return ids, fixed | ~present, present
-
-
-def _renumbered(callback: Callback, start: int) -> Callback:
-    """Frames number their texts over all batches."""
-    return lambda frame: callback(replace(frame, rows=tuple(start + row for row in frame.rows)))

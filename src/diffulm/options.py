@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from diffulm.errors import BadInput, shown, unknown
 
@@ -29,13 +29,30 @@ class Options(BaseModel):
 
 
 class GenerateOptions(Options):
-    """How to fill a canvas. `length`: free tokens after the prompt; `steps` None: the library chooses."""
+    """How to fill a canvas. `length`: free tokens after the prompt; None elsewhere: the library chooses.
+
+    `sampler` names the order; how many tokens are committed at once is one of `steps` (with its `schedule`), `threshold`,
+    `entropy_bound` and `factor`.
+    """
 
     length: Count = 64
-    steps: Count | None = None
     sampler: str = "confidence"
+    steps: Count | None = None
+    schedule: Literal["linear", "cosine"] = "linear"
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    entropy_bound: Annotated[float, Field(ge=0)] | None = None
+    factor: Annotated[float, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    remask: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    block: Count | None = None
+    cache: Literal["auto", "none", "prefix", "dual"] = "auto"
+    refresh: Count | None = None
+    draft: Count = 4
+    stop: list[str] = []
+    n: Count = 1
     seed: Seed | list[Seed] = 0
     batch_size: Count = 16
 
@@ -45,6 +62,19 @@ class GenerateOptions(Options):
         if name not in sampler_names():
             raise unknown("sampler", name, sampler_names())
         return name
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> GenerateOptions:
+        rules = {
+            "steps": self.steps,
+            "threshold": self.threshold,
+            "entropy_bound": self.entropy_bound,
+            "factor": self.factor,
+        }
+        asked = [name for name, value in rules.items() if value is not None]
+        if len(asked) > 1:
+            raise BadInput(f"{' and '.join(asked)} each say how many tokens to commit at once: give one of them")
+        return self
 
 
 class ScoreOptions(Options):
