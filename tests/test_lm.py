@@ -16,7 +16,9 @@ from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
-from diffulm.lm import DEFAULT_STEPS, DiffusionLM, Frame, Generation, adopt, load
+from diffulm.filling import DEFAULT_STEPS
+from diffulm.lm import DiffusionLM, Generation, adopt, load
+from diffulm.samplers import Frame
 
 BOS, EOS, MASK = 0, 1, 2
 GAP = 3  # rows of the vocabulary that the tokenizer does not know
