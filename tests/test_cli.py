@@ -116,6 +116,15 @@ WRONG = {
     "seed": (["generate", "m", "--seed", "-1"], "seed"),
     "seed too large": (["generate", "m", "--seed", str(2**63)], "seed"),
     "sampler": (["generate", "m", "--sampler", "confidenc"], "did you mean 'confidence'?"),
+    "schedule": (["infill", "m", "--text", "<hole:1>", "--schedule", "cos"], "schedule should be 'linear' or 'cosine'"),
+    "cache": (["generate", "m", "--cache", "all"], "cache should be 'auto', 'none', 'prefix' or 'dual', not 'all'"),
+    "two rules": (["generate", "m", "--steps", "3", "--threshold", "0.9"], "steps and threshold each say how many"),
+    "threshold": (["generate", "m", "--threshold", "1.5"], "threshold should be less than or equal to 1, not 1.5"),
+    "min-p": (["generate", "m", "--min-p", "-0.1"], "min_p should be greater than or equal to 0"),
+    "n": (["generate", "m", "--n", "0"], "n should be greater than or equal to 1, not 0"),
+    "stream of JSON": (["generate", "m", "--stream", "--json"], "leave out --json"),
+    "stream of several": (["generate", "m", "--stream", "-n", "2"], "leave out --n"),
+    "stream of holes": (["infill", "m", "--text", "<hole:1>", "--stream"], "--stream"),
     "samples": (["score", "m", "--text", "a", "--samples", "0"], "samples"),
     "method": (["score", "m", "--text", "a", "--method", "left"], "left_to_right"),
     "dtype": (["generate", "m", "--dtype", "floot32"], "did you mean 'float32'?"),
@@ -186,12 +195,18 @@ def test_generate_prints_the_text_alone(fake, run):
 
 
 def test_generate_hands_over_what_was_asked(fake, run):
-    flags = "--length 5 --steps 3 --sampler random --temperature 0.5 --top-p 0.9 --seed 7".split()
+    flags = "--length 5 --steps 3 --sampler random --temperature 0.5 --top-p 0.9 --seed 7 --stop a --stop b".split()
     code, _, _ = run("generate", "m", "--text", "p", *flags, "--mask-token-id", "811", "--dtype", "bfloat16")
     assert code == 0
     expected = {"length": 5, "steps": 3, "sampler": "random", "temperature": 0.5, "top_p": 0.9, "seed": 7}
-    assert fake.asked["generate"] == ("p", expected)
+    assert fake.asked["generate"] == ("p", GenerateOptions(**expected, stop=["a", "b"]).model_dump())
     assert fake.asked["load"] == ("m", {"mask_token_id": 811, "dtype": torch.bfloat16})
+
+
+@pytest.mark.parametrize("verb", ["generate", "infill"])
+def test_every_option_of_filling_is_a_flag_with_the_same_default(verb, fake, run):
+    assert run(verb, "m", "--text", "a<hole:1>")[0] == 0
+    assert fake.asked[verb][1] == GenerateOptions().model_dump(exclude={"length"} if verb == "infill" else None)
 
 
 def test_generate_json_is_one_document(fake, run):

@@ -168,6 +168,8 @@ def test_verbs_are_completed(tab):
         (["inspect", "runs/x"], []),  # the shell looks for files
         (["generate", "pocket", "--sampler", "conf"], ["confidence"]),
         (["generate", "pocket", "--dtype", "b"], ["bfloat16"]),
+        (["infill", "pocket", "--schedule", ""], ["cosine", "linear"]),
+        (["generate", "pocket", "--cache", "d"], ["dual"]),
         (["score", "pocket", "--method", ""], ["bound", "left_to_right"]),
         (["adapt", "diffu"], ["diffugpt-m", "diffugpt-s", "diffullama-7b"]),
         (["adapt", "tiny", ""], [f"{key}=" for key in AdaptConfig.model_fields]),

@@ -1,10 +1,11 @@
 """Numbers and settings that cannot be: every numeric option of every verb, every key of `adapt`; new ones are found here."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 
@@ -41,6 +42,11 @@ NEVER = ("-1", "0", "nan", "inf", "-inf", "1e400", HUGE, "x")
 ALLOWED = {
     ("--temperature", "0"),
     ("--temperature", HUGE),
+    ("--entropy-bound", "0"),
+    ("--entropy-bound", HUGE),
+    ("--factor", HUGE),
+    ("--min-p", "0"),
+    ("--remask", "0"),
     ("--seed", "0"),
     ("--mask-token-id", "0"),
     ("--bos-token-id", "0"),
@@ -51,9 +57,9 @@ def numeric_options() -> Iterator[tuple[str, str]]:
     """(verb, flag) of every option that takes a number, from the signatures of the verbs."""
     for verb, module in verbs().items():
         function = getattr(import_module(module), module.rpartition(".")[2])
-        for name, hint in get_type_hints(function).items():
-            if name != "return" and {int, float} & {hint, *get_args(hint)}:
-                yield verb, function.__defaults__[list(get_type_hints(function)).index(name)].param_decls[0]
+        for name, one in inspect.signature(function, eval_str=True).parameters.items():
+            if {int, float} & {one.annotation, *get_args(one.annotation)}:
+                yield verb, one.default.param_decls[0]
 
 
 NUMERIC = sorted(numeric_options())

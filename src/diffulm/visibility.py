@@ -43,17 +43,8 @@ def full(length: int, *, device: Device = None) -> Bool[Tensor, "length length"]
 def window(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "length length"]:
     """(L, L): a symmetric sliding window, |row - column| < size. BadInput if size < 1."""
     _at_least_one("window size", size)
-    return near(torch.arange(length, device=device), size)
-
-
-def near(positions: Int[Tensor, "*b l"], size: int) -> Bool[Tensor, "*b l l"]:
-    """Positions (..., L) -> (..., L, L): less than `size` apart, on either side."""
-    return (positions[..., :, None] - positions[..., None, :]).abs() < size
-
-
-def same_chunk(positions: Int[Tensor, "*b l"], size: int) -> Bool[Tensor, "*b l l"]:
-    """Positions (..., L) -> (..., L, L): in the same of the chunks of `size` that the text is cut into."""
-    return positions[..., :, None] // size == positions[..., None, :] // size
+    row, column = _rows_and_columns(length, device)
+    return (row - column).abs() < size
 
 
 def block_causal(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "length length"]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -24,15 +25,70 @@ MODEL = typer.Argument(
 )
 MASK_TOKEN_ID = typer.Option(None, "--mask-token-id", help="Overrides what the checkpoint says.", show_default=False)
 DTYPE = typer.Option(None, "--dtype", help=f"One of {', '.join(DTYPES)}. On a CPU: float32.", show_default=False)
-STEPS = typer.Option(None, "--steps", help="At most so many denoising steps.  [default: 32]", show_default=False)
-SAMPLER = typer.Option(
-    "confidence", "--sampler", help="The order in which tokens are revealed: confidence, random, ..."
-)
-TEMPERATURE = typer.Option(0.0, "--temperature", help="0 takes the likeliest token.")
-TOP_P = typer.Option(1.0, "--top-p", help="Draw from the smallest set of tokens with so much probability.")
 SEED = typer.Option(0, "--seed", help="The same seed gives the same result.")
-WATCH = typer.Option(False, "--watch", help="Show the canvas on standard error while it fills.")
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
+
+
+def _filling(
+    sampler: str = typer.Option(
+        "confidence", "--sampler", help="The order in which tokens are revealed: confidence, random, ..."
+    ),
+    steps: int | None = typer.Option(
+        None, "--steps", help="At most so many denoising steps.  [default: 32]", show_default=False
+    ),
+    schedule: str = typer.Option(
+        "linear", "--schedule", help="How the steps share the tokens: linear, or cosine: few at first."
+    ),
+    threshold: float | None = typer.Option(
+        None, "--threshold", help="Instead of steps: reveal all tokens that are at least so probable.", show_default=False
+    ),
+    entropy_bound: float | None = typer.Option(
+        None, "--entropy-bound", help="Instead of steps: reveal so many nats of uncertainty at once.", show_default=False
+    ),
+    factor: float | None = typer.Option(
+        None, "--factor", help="Instead of steps: the more probable the tokens, the more at once.", show_default=False
+    ),
+    temperature: float = typer.Option(0.0, "--temperature", help="0 takes the likeliest token."),
+    top_p: float = typer.Option(1.0, "--top-p", help="Draw from the smallest set of tokens with so much probability."),
+    top_k: int | None = typer.Option(None, "--top-k", help="Draw from so many of the likeliest.", show_default=False),
+    min_p: float = typer.Option(0.0, "--min-p", help="Draw from tokens with this share of the likeliest's probability."),
+    remask: float = typer.Option(0.0, "--remask", help="Mask revealed tokens again, in a step at most with this probability."),
+    block: int | None = typer.Option(
+        None, "--block", help="Fill blocks of so many tokens from left to right.", show_default=False
+    ),
+    cache: str = typer.Option("auto", "--cache", help="What is not computed again: auto (exact), none, prefix, dual."),
+    refresh: int | None = typer.Option(
+        None, "--refresh", help="Compute prefix and dual caches anew after so many steps.", show_default=False
+    ),
+    draft: int = typer.Option(4, "--draft", help="Tokens that sampler verified drafts at once."),
+    stop: list[str] = typer.Option(
+        [], "--stop", metavar="<str>", help="End the text before this one; may be given again.", show_default=False
+    ),
+    n: int = typer.Option(1, "--n", "-n", help="So many results."),
+    seed: int = SEED,
+    batch_size: int = typer.Option(16, "--batch-size", help="Texts at a time. Changes memory, not results."),
+    mask_token_id: int | None = MASK_TOKEN_ID,
+    dtype: str | None = DTYPE,
+    watch: bool = typer.Option(
+        False, "--watch", help="Show the canvas on standard error while it fills, coloured by the model's confidence."
+    ),
+    save_animation: str | None = typer.Option(
+        None, "--save-animation", help="A new file: a web page that shows how the text was filled.", show_default=False
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """The options of every verb that fills a canvas: the keys of `GenerateOptions`, which has their ranges, and how to
+    show what comes of them."""
+
+
+def fills(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `_filling`; it takes them as **shared and hands them on to `_fill.fill`."""
+    own, shared = (inspect.signature(each, eval_str=True).parameters for each in (verb, _filling))
+    merged = {name: one for name, one in own.items() if one.kind is not one.VAR_KEYWORD} | dict(shared)
+    # typer reads both
+    verb.__annotations__ = {name: one.annotation for name, one in merged.items()}
+    verb.__signature__ = inspect.Signature(list(merged.values()))  # pyright: ignore[reportFunctionMemberAccess]
+    return verb
 
 
 def read_text(value: str) -> str:

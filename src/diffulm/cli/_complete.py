@@ -49,10 +49,11 @@ def dtypes() -> list[str]:
     return list(DTYPES)
 
 
-def methods() -> list[str]:
-    from diffulm.options import ScoreOptions
+def words(options: str, key: str) -> list[str]:
+    """What a key of the options called so in `diffulm.options` is limited to."""
+    from diffulm import options as all_options
 
-    return list(get_args(ScoreOptions.model_fields["method"].annotation))
+    return list(get_args(getattr(all_options, options).model_fields[key].annotation))
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -99,5 +100,7 @@ COMPLETIONS: dict[str, Callable[..., list[str]]] = {
     "settings": settings,
     "sampler": samplers,
     "dtype": dtypes,
-    "method": methods,
+    "method": lambda: words("ScoreOptions", "method"),
+    "schedule": lambda: words("GenerateOptions", "schedule"),
+    "cache": lambda: words("GenerateOptions", "cache"),
 }

@@ -12,6 +12,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,6 +26,9 @@ from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
 
 _found: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+# Of the forward that is running in this thread: the rows that the low-rank matrices act on; None: on all.
+_rows: ContextVar[Tensor | None] = ContextVar("diffulm_lora_rows", default=None)
+_gating: ContextVar[bool] = ContextVar("diffulm_gating", default=False)
 
 
 class _WithMaskVector:
@@ -32,12 +36,14 @@ class _WithMaskVector:
 
     mask_token_id: int
     mask_vector: nn.Parameter
+    masks_only: bool
     _disable_adapters: bool
 
     def forward(self, ids: Tensor) -> Tensor:
         if self._disable_adapters:
             return super().forward(ids)  # pyright: ignore[reportAttributeAccessIssue]
         hidden = ids == self.mask_token_id
+        _rows.set(hidden if self.masks_only or _gating.get() else None)
         read = super().forward(ids.masked_fill(hidden, 0))  # pyright: ignore[reportAttributeAccessIssue]
         return torch.where(hidden[..., None], self.mask_vector.to(read.dtype), read)
 
@@ -54,7 +60,7 @@ def give_mask_vector(model: Any, mask_token_id: int, new: bool) -> None:
         else:
             start = embedding(torch.tensor([mask_token_id], device=embedding.weight.device))[0]
     embedding.mask_vector = nn.Parameter(start.to(embedding.weight.dtype).clone())
-    embedding.mask_token_id, embedding._disable_adapters = mask_token_id, False
+    embedding.mask_token_id, embedding._disable_adapters, embedding.masks_only = mask_token_id, False, False
     kind = type(embedding)
     embedding.__class__ = type(f"Masked{kind.__name__}", (_WithMaskVector, kind), {})
 
@@ -94,6 +100,40 @@ def add_lora(model: Any, parent: str | None, rank: int, alpha: float, seed: int,
         end.requires_grad_(True)
     if isinstance(ends[0], _WithMaskVector):
         ends[0].mask_vector.requires_grad_(True)
+        for part in _parts(model):
+            if part is not ends[0]:
+                part.lora_B["default"].register_forward_hook(_on_its_rows)
+
+
+def _on_its_rows(matrix: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    rows = _rows.get()
+    if rows is None:
+        return None
+    if output.shape[:-1] != rows.shape:
+        raise BadInput("the adapter cannot act on masks alone: a layer of this model does not run one row a token")
+    return output * rows[..., None].to(output.device)
+
+
+def masks_only(model: Any) -> None:
+    """From now on the low-rank matrices act on the rows of masks alone: the others are the parent's, bit for bit, as long
+    as they see no mask. (Gated LoRA, arXiv 2507.11851.) ValueError unless the mask token is a vector beside the embedding.
+    """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, _WithMaskVector):
+        raise ValueError("the embeddings of this model are trained with its adapter: no row is the parent's")
+    embedding.masks_only = True
+
+
+@contextmanager
+def gated(model: Any) -> Iterator[None]:
+    """`masks_only` inside, in this thread, however the adapter was trained. ValueError as there, and without an adapter."""
+    if not attached(model) or not isinstance(model.get_input_embeddings(), _WithMaskVector):
+        raise ValueError("this model has no adapter beside a parent that is still there")
+    token = _gating.set(True)
+    try:
+        yield
+    finally:
+        _gating.reset(token)
 
 
 def attached(model: Any) -> bool:

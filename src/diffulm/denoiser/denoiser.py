@@ -312,48 +312,52 @@ class Denoiser:
     def _forward(
         self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, cache: Any, request: _Request | None
     ) -> Tensor:
-        past = 0 if cache is None else int(cache.get_seq_length())
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             options["past_key_values"] = cache
-        options["attention_mask"] = self._mask(visible, positions, ids, past)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        rows = torch.arange(past, past + ids.shape[1], device=ids.device) if positions is None else positions
+        # One that keeps its columns by position says how many there are; any other appends the new ones to the earlier.
+        count = getattr(cache, "columns", None)
+        columns = torch.arange(past if count is None else count, device=ids.device)
+        if count is None:
+            columns = torch.cat([columns.expand(*rows.shape[:-1], -1), rows], -1)
+        options["attention_mask"] = self._mask(visible, rows, columns, len(ids))
         if self._takes_routers:
             options["output_router_logits"] = False  # see experts.py
         if self._takes_positions:
-            if positions is None:
-                positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
-            options["position_ids"] = positions
+            options["position_ids"] = rows.expand_as(ids)
         if request is None:
             return self.module(input_ids=ids, **options).logits
         with _asking(self.model.get_output_embeddings(), request):
             return self.module(input_ids=ids, **options).logits
 
-    def _mask(self, visible: Tensor | None, positions: Tensor | None, ids: Tensor, past: int) -> Any:
-        """The 4-D mask; one a kind of layer where the architecture mixes them; None where no layer takes any."""
-        length, device = ids.shape[1], ids.device
+    def _mask(self, visible: Tensor | None, rows: Tensor, columns: Tensor, batch: int) -> Any:
+        """The 4-D mask; one a kind of layer where the architecture mixes them; None where no layer takes any.
+
+        rows, columns: their positions in the text, (..., L) and (..., C).
+        """
         everything = visible is None and self.record.attention == "full"
         if visible is None:
-            visible = self.default_visible(past + length, device)[past:]
-        expected = (length, past + length)
+            visible = self.default_visible(columns.shape[-1], rows.device)[-rows.shape[-1] :]
+        expected = (rows.shape[-1], columns.shape[-1])
         if visible.dtype != torch.bool or visible.shape[-2:] != expected or visible.dim() not in (2, 3):
             raise ValueError(
-                f"`visible` must be bool of shape (..., {length}, {past + length}), "
+                f"`visible` must be bool of shape (..., {expected[0]}, {expected[1]}), "
                 f"not {visible.dtype} {tuple(visible.shape)}"
             )
-        visible = visible.to(device)
+        visible = visible.to(rows.device)
         found = self.windows.keys()
         if found <= layers.UNMASKED:
             return None
-        if positions is None or past:
-            positions = torch.arange(past + length, device=device)
         masks: dict[str, Any] = {}
         if found & (layers.UNMASKED | layers.PARALLEL):  # such families look for these two names, whatever they have
-            masks = {"linear_attention": None, layers.FULL: self._as_argument(visible, len(ids))}
+            masks = {"linear_attention": None, layers.FULL: self._as_argument(visible, batch)}
         for kind, size in self.windows.items():
             seen = visible
             if size is not None and self.record.window != "lift":
-                seen = visible & layers.within(kind, size, positions)[..., past:, :]
-            masks[kind] = None if kind in layers.UNMASKED else self._as_argument(seen, len(ids))
+                seen = visible & layers.within(kind, size, rows, columns)
+            masks[kind] = None if kind in layers.UNMASKED else self._as_argument(seen, batch)
             if everything and seen is visible and masks[kind] is not None:
                 attention.marked(masks[kind])
         return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffulm import visibility
-
 FULL = "full_attention"
 # Layers that take no matrix: recurrences and convolutions run from left to right, experts mix no tokens.
 UNMASKED = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv", "moe", "mlp"})
@@ -35,9 +33,10 @@ def _sliding(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def within(kind: str, size: int, positions: Tensor) -> Tensor:
-    """What a layer of this kind can reach: positions (..., L) -> bool (..., L, L)."""
-    return (visibility.same_chunk if kind == "chunked_attention" else visibility.near)(positions, size)
+def within(kind: str, size: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """What a layer of this kind can reach: positions of rows (..., R) and columns (..., C) -> bool (..., R, C)."""
+    row, column = rows[..., :, None], columns[..., None, :]
+    return row // size == column // size if kind == "chunked_attention" else (row - column).abs() < size
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module] | None:

@@ -196,7 +196,7 @@ def expected_influence(denoiser: Denoiser, visible: Bool[Tensor, "l l"]) -> Bool
     positions = torch.arange(len(visible))
     for kind in layers.kinds(denoiser.config):
         size = None if denoiser.record.window == "lift" else denoiser.windows[kind]
-        seen = visible if size is None else visible & layers.within(kind, size, positions)
+        seen = visible if size is None else visible & layers.within(kind, size, positions, positions)
         # a residual stream carries what a row has already
         reached = ((seen | torch.eye(len(visible), dtype=torch.bool)).float() @ reached.float()) > 0
     return reached

@@ -34,7 +34,7 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
         ids, where = ids.to(denoiser.device), where.to(denoiser.device)
         real = torch.ones_like(where) if present is None else present.to(denoiser.device)
         ends = (real.long() * torch.arange(1, ids.shape[1] + 1, device=real.device)).amax(1)
-        lengths = [_bucket(n, limit) for n in ends.tolist()]
+        lengths = [bucket(n, limit) for n in ends.tolist()]
         found: dict[int, Tensor] = {}
         with evaluating(denoiser.model):
             for length in sorted(set(lengths)):
@@ -50,7 +50,8 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
     return denoise
 
 
-def _bucket(length: int, limit: int | None) -> int:
+def bucket(length: int, limit: int | None) -> int:
+    """`length` rounded up to a multiple of BUCKET, not beyond the limit unless it already is."""
     rounded = -(-length // BUCKET) * BUCKET
     return max(length, min(rounded, limit)) if limit is not None else rounded
 
