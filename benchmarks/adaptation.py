@@ -51,7 +51,7 @@ def samples(denoiser: Any, judge: Any) -> dict[str, dict[str, float]]:
         ("confidence", 127, 1.0),
         ("confidence", 32, 1.0),
     ):
-        ids = generation.unconditional(denoiser, SAMPLES, LENGTH, steps, sampler, temperature)
+        ids = generation.unconditional(denoiser, SAMPLES, LENGTH, steps=steps, sampler=sampler, temperature=temperature)
         got = generation.quality(judge, ids)
         found[f"{sampler}, {steps} steps"] = {"perplexity": got.perplexity, "entropy": got.entropy}
     return found

@@ -12,7 +12,6 @@ The AR side is `model(ids, labels=ids)` of transformers, as anybody would write 
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,13 +21,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import islice
-from math import comb
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import transformers
+from pairs import conditions, median, now
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import diffulm
@@ -101,12 +100,6 @@ class Side:
         return {"loss": between - begun, "optimizer": now(self.device) - between}
 
 
-def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def compared(ours: str, theirs: str = "ar", pairs: int = PAIRS) -> dict[str, Any]:
     """Ratio of a step's seconds, ours to theirs: median of the pairs and its interval."""
     sides = [Side(ours), Side(theirs)]
@@ -118,27 +111,13 @@ def compared(ours: str, theirs: str = "ar", pairs: int = PAIRS) -> dict[str, Any
         order = sides if number % 2 else sides[::-1]
         seconds.append({side.name: side.step() for side in order})
     whole = {name: [sum(pair[name].values()) for pair in seconds] for name in (ours, theirs)}
-    ratios = sorted(a / b for a, b in zip(whole[ours], whole[theirs], strict=True))
-    low, high, coverage = interval(len(ratios))
     return {
-        "ratio": statistics.median(ratios),
-        "interval": [ratios[low], ratios[high]],
-        "coverage": coverage,
-        "pairs": pairs,
+        **median([a / b for a, b in zip(whole[ours], whole[theirs], strict=True)]),
         "seconds": {name: statistics.median(values) for name, values in whole.items()},
         "optimizer_seconds": {
             name: statistics.median(p[name]["optimizer"] for p in seconds) for name in (ours, theirs)
         },
     }
-
-
-def interval(n: int, wanted: float = 0.95) -> tuple[int, int, float]:
-    """Order statistics that enclose the median of n values with at least the wanted probability, and that probability."""
-    for low in range(n // 2, -1, -1):
-        coverage = 1 - 2 * sum(comb(n, i) for i in range(low + 1)) / 2**n
-        if coverage >= wanted or low == 0:
-            return low, n - 1 - low, coverage
-    raise AssertionError
 
 
 def bytes_of_a_step(name: str) -> int:
@@ -236,14 +215,7 @@ def main() -> None:
         print(bytes_of_a_step(asked.memory_of))
         return
     torch.set_num_threads(THREADS)
-    report: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
-        "threads": THREADS,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "shape": [BATCH, LENGTH],
-    }
+    report: dict[str, Any] = conditions(THREADS) | {"shape": [BATCH, LENGTH]}
     steps = {name: compared(name, pairs=asked.pairs) for name in (SIDES if asked.all else HEADLINE)}
     report |= {
         "step_ratio": steps["full"]["ratio"],

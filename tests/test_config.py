@@ -37,6 +37,7 @@ VALUES = {
     "noise_ceiling": st.floats(0, 1), "ar_weight": st.floats(0, 100), "full_share": SHARE, "shift": st.booleans(),
     "block_size": st.integers(1, 2**24) | st.none(), "adapter": st.sampled_from(["none", "lora"]),
     "block_schedule": st.lists(st.fixed_dictionaries({"size": st.integers(1, 99) | st.none(), "steps": STEPS})) | st.none(),
+    "clean_copy": st.sampled_from(["block", "causal"]), "lora_rows": st.sampled_from(["all", "masked"]),
     "lora_rank": COUNT, "lora_alpha": st.floats(0, 1e6), "train_embeddings": st.booleans(),
     "keep_adapter": st.booleans(), "quantise": st.sampled_from(["none", "8bit", "4bit"]), "checkpointing": st.booleans(),
     "compile": st.booleans(), "sharding": st.sampled_from(["none", "full"]), "deepspeed": NAME | st.none(),

@@ -198,7 +198,9 @@ def test_masks_of_the_wrong_kind_are_refused():
             denoiser(tokens, visible)
     # Past the shape checks of the tests: a float is an additive mask to transformers, an int an index to torch.
     with pytest.raises(ValueError, match="`visible` must be bool"):
-        denoiser._mask(VISIBLE["full"].float(), torch.arange(tokens.shape[1]), torch.arange(tokens.shape[1]), len(tokens))
+        denoiser._mask(
+            VISIBLE["full"].float(), torch.arange(tokens.shape[1]), torch.arange(tokens.shape[1]), len(tokens)
+        )
     for where in (torch.ones_like(tokens), torch.ones(2, 3, dtype=torch.bool)):
         with pytest.raises(ValueError, match="`where` must be bool of shape"):
             denoiser._rows(tokens, where)

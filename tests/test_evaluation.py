@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from diffulm import visibility
+from diffulm import filling, visibility
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.evaluation import generation, infilling, likelihood
@@ -225,8 +225,8 @@ def test_the_future_counts_exactly_where_it_is_seen(model, denoiser, monkeypatch
     assert abs(likelihood.future(blockwise(model, 5), blocks)[0]) > 1e-4
     original = Denoiser._mask
 
-    def causal(self, visible, positions, ids, past):
-        return original(self, visibility.causal(ids.shape[1]), positions, ids, past)
+    def causal(self, visible, rows, columns, batch):
+        return original(self, visibility.causal(rows.shape[-1]), rows, columns, batch)
 
     monkeypatch.setattr(Denoiser, "_mask", causal)
     assert likelihood.future(denoiser, blocks)[0] == 0
@@ -244,28 +244,29 @@ def test_what_a_text_is_like():
 
 
 def test_samples_of_a_block_model_see_what_is_finished(model, monkeypatch):
-    """Block by block: at each forward everything before the block is filled, and what comes after is not there."""
+    """Block by block: at each forward everything before the block is filled, and nothing after it is asked for."""
     seen = []
-    original = generation.tiled
+    original = filling.tiled
 
-    def watching(denoiser):
-        denoise = original(denoiser)
+    def watching(denoiser, rows):
+        denoise = original(denoiser, rows)
 
         def call(ids, where, present=None):
-            seen.append((ids.clone(), present.clone()))
+            seen.append((ids.clone(), where.clone()))
             return denoise(ids, where, present)
 
         return call
 
-    monkeypatch.setattr(generation, "tiled", watching)
-    ids = generation.unconditional(blockwise(model, 4), 2, 10, steps=6, sampler="random", temperature=1.0)
+    monkeypatch.setattr(filling, "tiled", watching)
+    options = {"steps": 6, "sampler": "random", "temperature": 1.0}
+    ids = generation.unconditional(blockwise(model, 4), 2, 10, cache="none", **options)
     assert ids.shape == (2, 10) and not (ids == 60).any() and (ids[:, 0] == 0).all()
-    ends = [int(present[0].sum()) for _, present in seen]
-    assert ends == [4, 4, 8, 8, 10, 10]  # two steps a block
-    for canvas, present in seen:
-        end = int(present[0].sum())
-        start = (end - 1) // 4 * 4
-        assert not (canvas[:, :start] == 60).any() and (canvas[:, start:end] == 60).any()
+    first = [int(where.any(0).nonzero()[0]) // 4 * 4 for _, where in seen]
+    assert first == [0, 0, 4, 4, 4, 8]  # steps in proportion to the tokens of a block: BOS is none
+    for start, (canvas, where) in zip(first, seen, strict=True):
+        assert not (canvas[:, :start] == 60).any() and (canvas[where] == 60).all()
+        assert not where[:, :start].any() and not where[:, start + 4 :].any()
+    assert torch.equal(ids, generation.unconditional(blockwise(model, 4), 2, 10, **options))  # and with the cache
 
 
 def test_the_report_is_one_file_and_escapes_what_it_shows(tmp_path: Path):

@@ -168,7 +168,7 @@ def test_verbs_are_completed(tab):
         (["inspect", "runs/x"], []),  # the shell looks for files
         (["generate", "pocket", "--sampler", "conf"], ["confidence"]),
         (["generate", "pocket", "--dtype", "b"], ["bfloat16"]),
-        (["infill", "pocket", "--schedule", ""], ["cosine", "linear"]),
+        (["infill", "pocket", "--schedule", ""], ["linear", "cosine"]),
         (["generate", "pocket", "--cache", "d"], ["dual"]),
         (["score", "pocket", "--method", ""], ["bound", "left_to_right"]),
         (["adapt", "diffu"], ["diffugpt-m", "diffugpt-s", "diffullama-7b"]),

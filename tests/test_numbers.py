@@ -57,7 +57,7 @@ def numeric_options() -> Iterator[tuple[str, str]]:
     """(verb, flag) of every option that takes a number, from the signatures of the verbs."""
     for verb, module in verbs().items():
         function = getattr(import_module(module), module.rpartition(".")[2])
-        for name, one in inspect.signature(function, eval_str=True).parameters.items():
+        for one in inspect.signature(function, eval_str=True).parameters.values():
             if {int, float} & {one.annotation, *get_args(one.annotation)}:
                 yield verb, one.default.param_decls[0]
 

@@ -6,7 +6,7 @@ the tokenizer does at the edges of a hole is dealt with here and nowhere else.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffulm.errors import BadInput, shown
 from diffulm.shapes import Bool, Int
 
 _MARK = re.compile(r"<hole(:[^<>]*)?>")
+LONGEST = 16  # tokens of a hole that names no length, at most
 _UNFINISHED = "\ufffd"  # how a decoder shows bytes that are not yet, or never become, a character
 
 # What a text behind a hole is encoded after. Different in kind, so that one of them does not merge with the text.
@@ -25,24 +26,60 @@ _ANCHORS = ("\n", "a", ".", "0", " ", "\n\n")
 
 @dataclass(frozen=True)
 class Hole:
-    """A gap of `length` tokens to be filled; None leaves the length to the model. BadInput unless length >= 1."""
+    """A gap: Hole(3) has three tokens, Hole(1, 24) as many as the model picks within 1 to 24, Hole() within 1 to 16.
+
+    choices: its text is one of these, and no length is given. pattern: a regular expression that its whole text matches
+    (needs the extra `pattern`). BadInput for lengths below 1 or out of order, and for two conditions at once.
+    """
 
     length: int | None = None
+    most: int | None = None
+    choices: Sequence[str] | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.length is None:
+        for number in (self.length, self.most):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise BadInput(f"a hole is at least one token long, not {shown(number)}; write <hole:3> or Hole(3)")
+        if self.least > self.longest:
+            raise BadInput(
+                f"a hole of {self.least} to {self.longest} tokens has no length; write <hole:1-24> or Hole(1, 24)"
+            )
+        if self.choices is None:
             return
-        if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length < 1:
-            raise BadInput(f"a hole is at least one token long, not {shown(self.length)}; write <hole:3> or Hole(3)")
+        if isinstance(self.choices, str) or not self.choices or not all(isinstance(one, str) for one in self.choices):
+            raise BadInput('choices are a list of texts: Hole(choices=["yes", "no"])')
+        if self.length or self.most or self.pattern is not None:
+            raise BadInput("a hole with choices has neither a length nor a pattern: leave those out")
+        object.__setattr__(self, "choices", tuple(dict.fromkeys(self.choices)))
+
+    @property
+    def least(self) -> int:
+        return 1 if self.length is None else self.length
+
+    @property
+    def longest(self) -> int:
+        if self.most is None:
+            return LONGEST if self.length is None else self.length
+        return self.most
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is nothing but a number of tokens."""
+        return self.least == self.longest and self.choices is None and self.pattern is None
 
 
 @dataclass(frozen=True)
 class Span:
-    """Positions start..end-1 of a canvas and the text they stand for; text None is a hole."""
+    """Positions start..end-1 of a canvas and the text they stand for; text None is a hole.
+
+    taken: with what a hole begins that is text before it, see `resized`.
+    """
 
     start: int
     end: int
     text: str | None
+    taken: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,28 +93,29 @@ class Canvas:
 
 
 def parse(markup: str) -> list[str | Hole]:
-    """`"The <hole:3> sat"` -> ["The ", Hole(3), " sat"]; `<hole>` is a Hole of no given length. "" -> [""].
+    """`"The <hole:3> sat"` -> ["The ", Hole(3), " sat"]; `<hole:1-24>` is Hole(1, 24), `<hole>` Hole(). "" -> [""].
 
-    BadInput for a mark that is neither (`<hole:0>`, `<hole:x>`); text without marks comes back whole.
+    BadInput for a mark that is none of these (`<hole:0>`, `<hole:x>`); text without marks comes back whole.
     """
     parts: list[str | Hole] = []
     end = 0
     for mark in _MARK.finditer(markup):
-        parts += [markup[end : mark.start()], Hole(_length(mark))]
+        parts += [markup[end : mark.start()], _hole(mark)]
         end = mark.end()
     parts.append(markup[end:])
     return [part for part in parts if part != ""] or [""]
 
 
-def _length(mark: re.Match[str]) -> int | None:
+def _hole(mark: re.Match[str]) -> Hole:
     if mark[1] is None:
-        return None
-    if not re.fullmatch(r":0*[1-9][0-9]{0,8}", mark[1]):
+        return Hole()
+    numbers = re.fullmatch(r":0*([1-9][0-9]{0,8})(?:-0*([1-9][0-9]{0,8}))?", mark[1])
+    if not numbers or int(numbers[2] or numbers[1]) < int(numbers[1]):
         raise BadInput(
-            f"{shown(mark[0])} is not a hole: write <hole:3> for three tokens "
+            f"{shown(mark[0])} is not a hole: write <hole:3> for three tokens, <hole:1-24> or <hole> for as many as fit "
             "(text that contains such marks can be given in Python as a list with diffulm.Hole)"
         )
-    return int(mark[1][1:])
+    return Hole(int(numbers[1]), int(numbers[2]) if numbers[2] else None)
 
 
 def encode(tokenizer: Any, text: str, inside: bool = False) -> list[int]:
@@ -127,17 +165,15 @@ def template(
 ) -> Canvas:
     """The canvas of text with holes: BOS (unless None) at position 0, the texts fixed, the holes masked.
 
-    limit: positions the model can take. BadInput for a hole without length, for a canvas beyond `limit`, and for parts
-    that are neither str nor Hole.
+    limit: positions the model can take. A hole of several lengths is made as long as `start_length` says. BadInput for a
+    canvas beyond `limit`, and for parts that are neither str nor Hole.
     """
-    parts = _joined(parts)
+    parts = joined(parts)
     ids = [] if bos_token_id is None else [bos_token_id]
     fixed = [True] * len(ids)
     spans: list[Span] = []
     for part in parts:
-        length = part.length if isinstance(part, Hole) else None
-        if isinstance(part, Hole) and length is None:
-            raise BadInput("a hole needs a length for now: write <hole:3> (or Hole(3)) for three tokens")
+        length = start_length(part) if isinstance(part, Hole) else None
         # Before the list is made: a hole can be written longer than any memory.
         needed = len(ids) + (length if length is not None else _at_least(tokenizer, str(part), limit))
         if limit is not None and needed > limit:
@@ -149,6 +185,11 @@ def template(
     if limit is not None and len(ids) > limit:
         raise _too_long(len(ids), limit)
     return Canvas(torch.tensor(ids, dtype=torch.int64), torch.tensor(fixed, dtype=torch.bool), tuple(spans), tokenizer)
+
+
+def start_length(hole: Hole) -> int:
+    """Tokens that a hole has while nothing is known of it: the geometric middle of what it may have."""
+    return round((hole.least * hole.longest) ** 0.5)
 
 
 def _at_least(tokenizer: Any, text: str, limit: int | None) -> int:
@@ -175,7 +216,7 @@ def _too_long(tokens: int, limit: int) -> BadInput:
     )
 
 
-def _joined(parts: Iterable[str | Hole]) -> list[str | Hole]:
+def joined(parts: Iterable[str | Hole]) -> list[str | Hole]:
     """Neighbouring texts as one (they are encoded together), empty ones left out."""
     out: list[str | Hole] = []
     for part in parts:
@@ -186,6 +227,41 @@ def _joined(parts: Iterable[str | Hole]) -> list[str | Hole]:
         elif part != "":
             out.append(part)
     return out
+
+
+def resized(canvas: Canvas, index: int, length: int, mask_token_id: int, take: int = 0) -> Canvas:
+    """The canvas with the hole that is span `index` made `length` tokens long, all masked; the rest stands as it is.
+
+    take: so many tokens of the text before the hole are taken back, and its first token has to say them again and more
+    (`Span.taken`): what stands before a hole may end within what would be one token (token healing).
+    """
+    span, before = canvas.spans[index], canvas.spans[index - 1] if take else None
+    start, end = span.start - take, span.start + length - take
+    spans = [replace(each, start=each.start + end - span.end, end=each.end + end - span.end) for each in canvas.spans]
+    spans[: index + 1] = [*canvas.spans[:index], Span(start, end, None, span.taken)]
+    if before is not None:
+        ids = canvas.ids[canvas.spans[0].start : span.start].tolist()
+        taken = continuation(canvas.tokenizer, ids[:-take], ids[-take:])
+        spans[index - 1 : index + 1] = [replace(before, end=start), Span(start, end, None, taken)]
+    new = torch.full((length,), mask_token_id)
+    ids = torch.cat([canvas.ids[:start], new, canvas.ids[span.end :]])
+    fixed = torch.cat([canvas.fixed[:start], torch.zeros_like(new, dtype=torch.bool), canvas.fixed[span.end :]])
+    return replace(canvas, ids=ids, fixed=fixed, spans=tuple(spans))
+
+
+def alone(canvas: Canvas, index: int) -> Canvas:
+    """The canvas with nothing free but the hole that is span `index`; other holes stay masked."""
+    fixed = torch.ones_like(canvas.fixed)
+    fixed[canvas.spans[index].start : canvas.spans[index].end] = False
+    return replace(canvas, fixed=fixed)
+
+
+def settled(canvas: Canvas, index: int, ids: Sequence[int]) -> Canvas:
+    """The canvas with the hole that is span `index` filled as in `ids` (L), from now on fixed."""
+    hole = slice(canvas.spans[index].start, canvas.spans[index].end)
+    new, fixed = canvas.ids.clone(), canvas.fixed.clone()
+    new[hole], fixed[hole] = torch.tensor(ids[hole], dtype=torch.int64), True
+    return replace(canvas, ids=new, fixed=fixed)
 
 
 def fills(canvas: Canvas, ids: Sequence[int]) -> list[str]:
@@ -202,9 +278,16 @@ def fills(canvas: Canvas, ids: Sequence[int]) -> list[str]:
         whole = continuation(canvas.tokenizer, ids[first:start], ids[start : span.end])
         if following.text is None:
             whole = whole.rstrip(_UNFINISHED)
-        out.append(whole[len(shown) :])
+        out.append(whole[len(shown) :].removeprefix(span.taken))
         shown = whole
     return out
+
+
+def keeps(canvas: Canvas, index: int) -> bool:
+    """Whether the hole that is span `index` says again what it has taken from the text before it."""
+    first, span = canvas.spans[0].start, canvas.spans[index]
+    ids = canvas.ids.tolist()
+    return continuation(canvas.tokenizer, ids[first : span.start], ids[span.start : span.end]).startswith(span.taken)
 
 
 def render(canvas: Canvas, ids: Sequence[int]) -> str:

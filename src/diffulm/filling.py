@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffulm.bounds import Denoise
 from diffulm.canvas import Canvas
+from diffulm.constraints import Constraint, constrained
+from diffulm.denoiser.cache import cacheable, cached
 from diffulm.denoiser.denoiser import Denoiser
-from diffulm.denoiser.tile import tiled
+from diffulm.denoiser.tile import tile_rows, tiled
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame, sample
@@ -21,7 +24,15 @@ from diffulm.samplers import Frame, sample
 DEFAULT_STEPS = 32
 """Upper limit to the forwards of a text when `steps` is None; one with fewer free tokens takes a forward for each."""
 
+DEFAULT_WINDOW = 32
+"""Positions that a prefix or dual cache runs at a time when `block` is None."""
+
 Callback = Callable[[Frame], Any]
+
+# Those of the options that are the sampler's own business.
+_SAMPLER_OPTIONS = {
+    "sampler", "schedule", "threshold", "entropy_bound", "factor", "temperature", "top_p", "top_k", "min_p", "remask"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,32 +54,41 @@ def fill(
     options: GenerateOptions,
     forbidden: Sequence[int] = (),
     callback: Callback | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    seeds: Sequence[tuple[int, int]] | None = None,
+    constraint: Constraint | None = None,
 ) -> list[Filled]:
     """Fill every canvas, `options.batch_size` at a time: memory depends on that, results do not.
 
-    forbidden: ids that are never drawn. callback: called with a Frame before and after every forward; its `rows` number
-    the canvases over all batches. BadInput if there are as many seeds as neither one nor the canvases; FloatingPointError if
-    the model's logits are not finite.
+    forbidden: ids that are never drawn. eos_token_id: ends a text; what is free after it becomes pad_token_id (default the
+    same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. callback:
+    called with a Frame before and after every forward; its `rows` number the canvases over all batches.
+    BadInput for options that this model cannot follow, and for seeds that are neither one nor as many as canvases;
+    FloatingPointError if the model's logits are not finite.
     """
-    seeds = _seeds(options.seed, len(canvases))
+    seeds = seeds or streams(options.seed, len(canvases))
+    asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS) | {"steps": options.steps or DEFAULT_STEPS}
     results = []
     for start in range(0, len(canvases), options.batch_size):
         batch = canvases[start : start + options.batch_size]
         ids, fixed, present = (part.to(denoiser.device) for part in stacked(batch))
         began = time.perf_counter()
+        denoise, block = denoising(denoiser, options, len(batch))
+        denoise = constrained(denoise, constraint) if constraint else denoise
         filled, forwards = sample(
-            tiled(denoiser),
+            denoise,
             ids,
             fixed,
             present,
             mask_token_id=denoiser.record.mask_token_id,
-            sampler=options.sampler,
-            steps=options.steps or DEFAULT_STEPS,
-            temperature=options.temperature,
-            top_p=options.top_p,
             seeds=seeds[start : start + len(batch)],
+            block=block,
             forbidden=forbidden,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
             callback=callback and _renumbered(callback, start),
+            **asked,
         )
         rows = filled.tolist()
         seconds = time.perf_counter() - began
@@ -77,7 +97,36 @@ def fill(
     return results
 
 
-def _seeds(seed: int | list[int], count: int) -> list[tuple[int, int]]:
+def denoising(denoiser: Denoiser, options: GenerateOptions, rows: int) -> tuple[Denoise, int | None]:
+    """(how to run the model on one batch of `rows` canvases, positions a block or None for all at once).
+
+    Block-causal models are filled block by block, with the exact cache where their family can be given one. BadInput for
+    options that this model cannot follow.
+    """
+    record, tile = denoiser.record, tile_rows(denoiser, rows)
+    if record.attention == "block":
+        if options.block not in (None, record.block_size):
+            raise BadInput(
+                f"block={options.block}: this model was trained with blocks of {record.block_size}; leave it out"
+            )
+        if options.cache in ("prefix", "dual"):
+            raise BadInput(
+                f"cache={options.cache} is for full attention; a block-causal model has an exact cache by itself"
+            )
+        keeps = options.cache == "auto" and cacheable(denoiser)
+        return cached(denoiser, rows=tile) if keeps else tiled(denoiser, tile), record.block_size
+    if options.cache in ("prefix", "dual"):
+        if not cacheable(denoiser):
+            raise BadInput(
+                f"cache={options.cache}: this model's layers keep no keys and values by position; leave it out"
+            )
+        block = options.block or DEFAULT_WINDOW
+        return cached(denoiser, options.cache, block, options.refresh, tile), block
+    return tiled(denoiser, tile), options.block
+
+
+def streams(seed: int | list[int], count: int) -> list[tuple[int, int]]:
+    """(seed, stream) of each of `count` texts. BadInput for seeds that are neither one nor as many."""
     if isinstance(seed, int):
         return [(seed, row) for row in range(count)]
     if len(seed) != count:

@@ -9,57 +9,29 @@ prompts and fills holes, and scores mask nothing but free positions.
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from diffulm import bounds, canvas, randomness
+from diffulm import bounds, canvas, constraints, randomness, streaming
 from diffulm.bounds import Score
 from diffulm.canvas import Canvas, Hole
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
-from diffulm.filling import Callback, Filled, fill
-from diffulm.options import GenerateOptions, ScoreOptions, checked
+from diffulm.filling import Callback, Filled, fill, streams
+from diffulm.holes import Candidate
+from diffulm.infilling import Infilled, Infiller
+from diffulm.options import GenerateOptions, Sampling, ScoreOptions, Scoring, checked
 
 Parts = str | Sequence[str | Hole]
 Result = TypeVar("Result")
-
-
-class Sampling(TypedDict, total=False):
-    """How a canvas is filled; the ranges and defaults are those of `diffulm.options.GenerateOptions`."""
-
-    steps: int | None
-    """Upper limit to the forwards of a text: default 32, and never more than its free tokens with our own samplers."""
-    sampler: str
-    """Any public module name in `diffulm.samplers`."""
-    temperature: float
-    """0: the likeliest token."""
-    top_p: float
-    """Draw from the likeliest tokens that have this share of the probability."""
-    seed: int | list[int]
-    """An int gives text i the stream (seed, i); a list gives each text the stream it would have alone."""
-    batch_size: int
-    """Texts at a time. Changes memory, not results."""
-
-
-class Scoring(TypedDict, total=False):
-    """How a text is scored; the ranges and defaults are those of `diffulm.options.ScoreOptions`."""
-
-    method: str
-    """`bound`: the any-order bound, estimated; `left_to_right`: exact, one forward a token."""
-    samples: int
-    """Draws of the bound."""
-    seed: int
-    key: int | str
-    """Texts scored under one key share their random numbers, so that the noise cancels in differences. Default: the
-    context."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +47,11 @@ class Generation:
     seconds: float
     """Wall-clock seconds of the batch it was filled in."""
     completion: str = ""
-    """`generate`: the new text alone, cut at the first EOS."""
+    """`generate`: the new text alone, cut at the first EOS and the first of the `stop` strings."""
     fills: list[str] = field(default_factory=list)
     """`infill`: the text of each hole, in order."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """`infill`, where there was something to choose or n > 1: the best ways to fill the holes, at most n, best first."""
 
 
 @dataclass
@@ -102,7 +76,13 @@ class DiffusionLM:
 
     @overload
     def generate(
-        self, prompt: str, length: int = ..., *, callback: Callback | None = ..., **options: Unpack[Sampling]
+        self,
+        prompt: str,
+        length: int = ...,
+        *,
+        callback: Callback | None = ...,
+        on_text: Callable[[str], Any] | None = ...,
+        **options: Unpack[Sampling],
     ) -> Generation: ...
     @overload
     def generate(
@@ -114,17 +94,43 @@ class DiffusionLM:
         length: int = 64,
         *,
         callback: Callback | None = None,
+        on_text: Callable[[str], Any] | None = None,
         **options: Unpack[Sampling],
     ) -> Generation | list[Generation]:
         """Continue each prompt by `length` tokens: a Generation for a text, a list for a list.
 
-        options: steps, sampler, temperature, top_p, seed, batch_size, as in `Sampling`. callback: called with a `Frame`
-        before and after every forward of a batch. BadInput for values out of range or misspelt, a prompt and `length`
-        beyond the model's context, and a model without tokenizer.
+        options: as in `Sampling`. callback: called with a `Frame` before and after every forward of a batch. on_text: called
+        with each new piece of the completion as soon as it is final; for one prompt. n: so many draws of each prompt, in
+        `Generation.candidates`; the first is what n=1 gives. BadInput for values out of range or misspelt, a prompt and
+        `length` beyond the model's context, and a model without tokenizer.
         """
         chosen = checked(GenerateOptions, length=length, **options)
         made = [self._canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
-        return _like(prompt, [self._completed(one) for one in self._fill(self.denoiser, made, chosen, callback)])
+        if on_text is None:
+            final = None
+        elif len(made) == chosen.n == 1:
+            final = callback = streaming.Final(made[0], chosen, on_text, callback)
+        else:
+            raise BadInput("on_text is handed one text as it comes: give one prompt, and n=1")
+        draws = [draw for one in streams(chosen.seed, len(made)) for draw in streaming.draws(one, chosen.n)]
+        filled = self._fill(self.denoiser, [one for one in made for _ in range(chosen.n)], chosen, callback, draws)
+        results = [self._completed(filled[i : i + chosen.n], chosen.stop) for i in range(0, len(filled), chosen.n)]
+        if final is not None:
+            final.end(results[0].completion)
+        return _like(prompt, results)
+
+    def stream(self, prompt: str, length: int = 64, **options: Unpack[Sampling]) -> Iterator[str]:
+        """`generate` as an iterator over the completion: each piece as soon as nothing can change it any more.
+
+            for piece in lm.stream("class Stack:", sampler="left_to_right"):
+                print(piece, end="", flush=True)
+
+        Joined, the pieces are `Generation.completion`. Whoever stops iterating stops the model. BadInput as in `generate`,
+        when the first piece is asked for.
+        """
+        return streaming.pulled(
+            lambda emit, check: self.generate(prompt, length, on_text=emit, callback=check, **options)
+        )
 
     @overload
     def infill(self, text: str, *, callback: Callback | None = ..., **options: Unpack[Sampling]) -> Generation: ...
@@ -135,9 +141,10 @@ class DiffusionLM:
     ) -> Generation | list[Generation]:
         """Fill the holes of each text; what stands around them comes back byte for byte.
 
-        text: markup ("The <hole:3> sat"), or a list of str and `Hole` (one text, no markup read), or a list of such
-        texts. The rest as in `generate`. BadInput also for a text without a hole, a hole without a length, and a model
-        that sees nothing to the right of a block.
+        text: markup ("The <hole:3> sat", "<hole:1-24>", "<hole>"), or a list of str and `Hole` (one text, no markup read),
+        or a list of such texts. The rest as in `generate`; `length_method` says how the length of a hole is chosen that may
+        have several, n asks for so many candidates, and `stop` cuts what is in a hole. BadInput also for a text without a
+        hole, a hole that nothing fills, and a model that sees nothing to the right of a block.
         """
         chosen = checked(GenerateOptions, **options)
         if not self.record.infills:
@@ -146,10 +153,16 @@ class DiffusionLM:
                 "infill; adapt with full_share=0.2 or with full attention"
             )
         single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
-        made = [self._with_holes(one) for one in ([text] if single else text)]
-        both_ways = self.denoiser.seeing_everything()
-        results = [self._filled(one) for one in self._fill(both_ways, made, chosen, callback)]
-        return results[0] if single else results
+        texts = [
+            canvas.joined(canvas.parse(one) if isinstance(one, str) else one) for one in ([text] if single else text)
+        ]
+        self._check_tokenizer()
+        infiller = Infiller(self.denoiser.seeing_everything(), self.tokenizer, chosen, self._forbidden, self._texts)
+        try:
+            found = [self._infilled(one) for one in infiller.infill(texts, callback)]
+        except FloatingPointError:
+            raise self._overflow() from None
+        return found[0] if single else found
 
     @overload
     def score(self, text: str, context: str = ..., **options: Unpack[Scoring]) -> Score: ...
@@ -191,6 +204,13 @@ class DiffusionLM:
 
         save(self.denoiser, self.tokenizer, path, overwrite)
 
+    def _texts(self) -> list[str]:
+        return self._token_texts
+
+    @cached_property
+    def _token_texts(self) -> list[str]:
+        return constraints.token_texts(self.tokenizer)
+
     @cached_property
     def _forbidden(self) -> list[int]:
         """Rows of the vocabulary that stand for no token: padding of the embedding, gaps in the tokenizer."""
@@ -207,46 +227,47 @@ class DiffusionLM:
             "small for it; try bfloat16 or float32"
         )
 
-    def _canvas(self, parts: Iterable[str | Hole]) -> Canvas:
+    def _check_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise BadInput(
                 f"{self._name}: has no tokenizer, so it knows no text; copy its parent's tokenizer files into its folder, or "
                 "give one in Python: DiffusionLM(lm.denoiser, tokenizer)"
             )
+
+    def _canvas(self, parts: Iterable[str | Hole]) -> Canvas:
+        self._check_tokenizer()
         record = self.record
         return canvas.template(
             self.tokenizer, record.bos_token_id, record.mask_token_id, parts, limit=self.denoiser.context
         )
 
-    def _with_holes(self, text: Parts) -> Canvas:
-        made = self._canvas(canvas.parse(text) if isinstance(text, str) else text)
-        if bool(made.fixed.all()):
-            raise BadInput("there is no hole in the text: write <hole:3> where three tokens are missing")
-        return made
-
     def _fill(
-        self, denoiser: Denoiser, made: list[Canvas], options: GenerateOptions, callback: Callback | None
+        self,
+        denoiser: Denoiser,
+        made: list[Canvas],
+        options: GenerateOptions,
+        callback: Callback | None,
+        seeds: list[tuple[int, int]],
     ) -> list[Filled]:
+        # A text that goes on from a prompt may end before its canvas does; one around a hole goes on behind it.
+        open_ended = all(one.spans[-1].text is None for one in made)
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id) if open_ended else (None, None)
         try:
-            return fill(denoiser, made, options, self._forbidden, callback)
+            return fill(denoiser, made, options, self._forbidden, callback, *ends, seeds)
         except FloatingPointError:
             raise self._overflow() from None
 
-    def _completed(self, filled: Filled) -> Generation:
-        made, ids = filled.canvas, filled.ids
-        prompt = "".join(span.text or "" for span in made.spans)
-        first, start = made.spans[0].start, made.spans[-1].start
-        new = ids[start:]
-        eos = self.tokenizer.eos_token_id
-        if eos in new:
-            new = new[: new.index(eos)]
-        completion = canvas.continuation(self.tokenizer, ids[first:start], new)
-        return Generation(prompt + completion, ids, filled.forwards, filled.seconds, completion=completion)
+    def _completed(self, draws: list[Filled], stop: list[str]) -> Generation:
+        first, prompt = draws[0], "".join(span.text or "" for span in draws[0].canvas.spans)
+        new = [streaming.completion(one.canvas, one.ids, stop) for one in draws]
+        candidates = [Candidate(prompt + one, [one], math.nan) for one in new] if len(new) > 1 else []
+        forwards, seconds = sum(one.forwards for one in draws), first.seconds
+        return Generation(prompt + new[0], first.ids, forwards, seconds, new[0], candidates=candidates)
 
-    def _filled(self, filled: Filled) -> Generation:
-        made, ids = filled.canvas, filled.ids
-        text, fills = canvas.render(made, ids), canvas.fills(made, ids)
-        return Generation(text, ids, filled.forwards, filled.seconds, fills=fills)
+    def _infilled(self, found: Infilled) -> Generation:
+        best, *_ = searched = found.candidates
+        candidates = [] if math.isnan(best.score) else searched
+        return Generation(best.text, found.ids, found.forwards, found.seconds, fills=best.fills, candidates=candidates)
 
     def _score(self, text: str, context: str, options: ScoreOptions, key: int) -> Score:
         ids = self._canvas([context + text]).ids

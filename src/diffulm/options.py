@@ -6,7 +6,7 @@ The models refuse unknown keys, NaN and infinity; `checked` turns what pydantic 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -51,8 +51,9 @@ class GenerateOptions(Options):
     cache: Literal["auto", "none", "prefix", "dual"] = "auto"
     refresh: Count | None = None
     draft: Count = 4
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     n: Count = 1
+    length_method: Literal["rank", "grow"] = "rank"
     seed: Seed | list[Seed] = 0
     batch_size: Count = 16
 
@@ -85,6 +86,64 @@ class ScoreOptions(Options):
     seed: Seed = 0
 
 
+class Sampling(TypedDict, total=False):
+    """How a canvas is filled: the keys of `GenerateOptions`, for type checkers and readers."""
+
+    sampler: str
+    """The order, any public module name in `diffulm.samplers`."""
+    steps: int | None
+    """Upper limit to the forwards of a text: default 32, and never more than its free tokens with our own samplers."""
+    schedule: Literal["linear", "cosine"]
+    """How the steps share the tokens."""
+    threshold: float | None
+    """Instead of steps: what is at least so probable is revealed at once."""
+    entropy_bound: float | None
+    """Instead of steps: the largest set, most certain first, whose entropies sum to so many nats without the largest."""
+    factor: float | None
+    """Instead of steps: the largest n whose least probable token c has (n + 1)(1 - c) below this."""
+    temperature: float
+    """0: the likeliest token."""
+    top_p: float
+    """Draw from the likeliest tokens that have this share of the probability."""
+    top_k: int | None
+    """Draw from so many of the likeliest tokens."""
+    min_p: float
+    """Draw from tokens with at least this share of the likeliest one's probability."""
+    remask: float
+    """The probability, at most, that a step masks a revealed token again."""
+    block: int | None
+    """Fill blocks of so many positions from left to right."""
+    cache: Literal["auto", "none", "prefix", "dual"]
+    """`auto` is exact; `prefix` and `dual` are approximate, for models with full attention."""
+    refresh: int | None
+    """Steps after which a prefix or dual cache is computed anew."""
+    draft: int
+    """Tokens that sampler `verified` drafts at once."""
+    stop: list[str]
+    """A completion, or what is in a hole, ends before the first of these."""
+    n: int
+    """Results for each text, in `Generation.candidates`."""
+    length_method: Literal["rank", "grow"]
+    """`infill`: how the length of a hole is found that may have several."""
+    seed: int | list[int]
+    """An int gives text i the stream (seed, i); a list gives each text the stream it would have alone."""
+    batch_size: int
+    """Texts at a time. Changes memory, not results."""
+
+
+class Scoring(TypedDict, total=False):
+    """How a text is scored; the ranges and defaults are those of `diffulm.options.ScoreOptions`."""
+
+    method: str
+    """`bound`: the any-order bound, estimated; `left_to_right`: exact, one forward a token."""
+    samples: int
+    """Draws of the bound."""
+    seed: int
+    key: int | str
+    """Texts scored under one key share their random numbers, so that the noise cancels in differences. Default: the
+    context."""
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 # Where pydantic's own words speak of its types, or of its limits.
@@ -94,6 +153,7 @@ WORDS = {
     "tuple_type": "should be a list such as [0.9, 0.95]",
     "too_long": "has too many values",
     "string_type": "should be text",
+    "string_too_short": "should not be empty",
     "int_type": "should be a whole number",
     "int_parsing": "should be a whole number",
     "int_parsing_size": "is too large",

@@ -47,23 +47,39 @@ def window(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "le
     return (row - column).abs() < size
 
 
-def block_causal(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "length length"]:
-    """(L, L): a row sees its own block of `size` positions and the blocks before it. BadInput if size < 1."""
+def block_causal(
+    length: int, size: int, *, masked: Bool[Tensor, "b length"] | None = None, device: Device = None
+) -> Bool[Tensor, "... length length"]:
+    """(L, L): a row sees its own block of `size` positions and the blocks before it. BadInput if size < 1.
+
+    masked: (B, L) -> (B, L, L): only blocks in which something is masked are seen whole, from within; finished ones are read
+    from left to right.
+    """
     _at_least_one("block size", size)
     row, column = _rows_and_columns(length, device)
-    return column // size <= row // size
+    if masked is None:
+        return column // size <= row // size
+    block = torch.arange(length, device=device) // size
+    filling = (masked[:, :, None] & (block[:, None] == block)).any(
+        1
+    )  # (B, L): something in the block of this column is masked
+    return (column <= row) | ((column // size == row // size) & filling[:, None, :])
 
 
-def clean_context(length: int, size: int, *, device: Device = None) -> Bool[Tensor, "rows rows"]:
+def clean_context(
+    length: int, size: int, *, left_to_right: bool = False, device: Device = None
+) -> Bool[Tensor, "rows rows"]:
     """(2L, 2L), rows [noisy copy; clean copy] of one text, in blocks of `size`: a noisy row sees its own noisy block and
     the clean blocks before it, a clean row the clean blocks up to its own. BadInput if size < 1.
 
     So every block is trained on what it will see when the blocks before it are filled (BD3-LM, arXiv 2503.09573).
+    left_to_right: a clean row sees no clean row to its right, so that clean rows are what the AR parent computes.
     """
     _at_least_one("block size", size)
     row, column = (x // size for x in _rows_and_columns(length, device))
     nothing = torch.zeros(length, length, dtype=torch.bool, device=device)
-    noisy, clean = torch.cat([row == column, column < row], 1), torch.cat([nothing, column <= row], 1)
+    seen = causal(length, device=device) if left_to_right else column <= row
+    noisy, clean = torch.cat([row == column, column < row], 1), torch.cat([nothing, seen], 1)
     return torch.cat([noisy, clean])
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffulm.checkpoint.files import CHECKSUMS, SHIPPED, check_sums, digest, headers, read_config, read_object
 from diffulm.checkpoint.opening import load_weights
-from diffulm.denoiser.adapter import add_lora, give_mask_vector
+from diffulm.denoiser.adapter import add_lora, give_mask_vector, masks_only
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.mask_token import give_row
 from diffulm.denoiser.record import Record
@@ -25,6 +25,7 @@ from diffulm.errors import BadInput, shown
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"  # where CONFIG names the parent
 PARENT = "parent_sha256"  # in the record
+ROWS = "lora_rows"  # in the record
 
 
 def begin(denoiser: Denoiser, home: Path, rank: int, alpha: float, seed: int, embeddings: bool) -> None:
@@ -38,6 +39,15 @@ def begin(denoiser: Denoiser, home: Path, rank: int, alpha: float, seed: int, em
     add_lora(denoiser.model, parent, rank, alpha, seed, embeddings)
     notes = denoiser.record.notes | {PARENT: fingerprint(home)}
     denoiser.record = replace(denoiser.record, parent=parent, notes=notes)
+    denoiser.model.config.diffulm = denoiser.record.to_dict()
+
+
+def only_masks(denoiser: Denoiser) -> None:
+    """The adapter acts on the rows of masks alone, and the record says so. BadInput where text may hold the mask token."""
+    if denoiser.record.emit_mask:
+        raise BadInput("lora_rows=masked: the mask token is one of the text's, too; take mask_token=new")
+    masks_only(denoiser.model)
+    denoiser.record = replace(denoiser.record, notes=denoiser.record.notes | {ROWS: "masked"})
     denoiser.model.config.diffulm = denoiser.record.to_dict()
 
 
@@ -121,5 +131,7 @@ def opened(folder: Path, home: Path, record: Record, dtype: torch.dtype | None) 
     add_lora(model, str(told[BASE]), rank, alpha, 0, embeddings=not vector)
     model.config.diffulm = record.to_dict()
     fill(model, folder)
+    if record.notes.get(ROWS) == "masked":
+        masks_only(model)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model

@@ -40,10 +40,16 @@ def _filling(
         "linear", "--schedule", help="How the steps share the tokens: linear, or cosine: few at first."
     ),
     threshold: float | None = typer.Option(
-        None, "--threshold", help="Instead of steps: reveal all tokens that are at least so probable.", show_default=False
+        None,
+        "--threshold",
+        help="Instead of steps: reveal all tokens that are at least so probable.",
+        show_default=False,
     ),
     entropy_bound: float | None = typer.Option(
-        None, "--entropy-bound", help="Instead of steps: reveal so many nats of uncertainty at once.", show_default=False
+        None,
+        "--entropy-bound",
+        help="Instead of steps: reveal so many nats of uncertainty at once.",
+        show_default=False,
     ),
     factor: float | None = typer.Option(
         None, "--factor", help="Instead of steps: the more probable the tokens, the more at once.", show_default=False
@@ -51,8 +57,12 @@ def _filling(
     temperature: float = typer.Option(0.0, "--temperature", help="0 takes the likeliest token."),
     top_p: float = typer.Option(1.0, "--top-p", help="Draw from the smallest set of tokens with so much probability."),
     top_k: int | None = typer.Option(None, "--top-k", help="Draw from so many of the likeliest.", show_default=False),
-    min_p: float = typer.Option(0.0, "--min-p", help="Draw from tokens with this share of the likeliest's probability."),
-    remask: float = typer.Option(0.0, "--remask", help="Mask revealed tokens again, in a step at most with this probability."),
+    min_p: float = typer.Option(
+        0.0, "--min-p", help="Draw from tokens with this share of the likeliest's probability."
+    ),
+    remask: float = typer.Option(
+        0.0, "--remask", help="Mask revealed tokens again, in a step at most with this probability."
+    ),
     block: int | None = typer.Option(
         None, "--block", help="Fill blocks of so many tokens from left to right.", show_default=False
     ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, TextIO
+import math
+from typing import Any
 
+from diffulm import animation
 from diffulm.cli._common import only_result, open_model, read_text, write_json
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions, checked
-from diffulm.watch import watching
+from diffulm.watch import Callback, watching
 
 
 def fill(
@@ -30,19 +31,47 @@ def fill(
     should not cost a minute of loading. stream: print the text as far as it is final (`generate` alone).
     """
     checked(GenerateOptions, **asked)
-    if stream and (as_json or asked["n"] > 1):
-        raise BadInput(f"--stream prints one text as it comes: leave out {'--json' if as_json else '--n'}")
+    clash = [flag for flag, given in (("--json", as_json), ("--n", asked["n"] > 1), ("--watch", watch)) if given]
+    if stream and clash:
+        raise BadInput(f"--stream prints one text as it comes and nothing else: leave out {' and '.join(clash)}")
+    if save_animation is not None:
+        animation.check(save_animation)
     text = read_text(text)
     with only_result() as out:
-        lm = open_model(model, mask_token_id, dtype)
-        with watching(watch, lm.tokenizer) as callback:
-            result = getattr(lm, verb)(text, callback=callback, **asked)
+        lm, frames = open_model(model, mask_token_id, dtype), []
+        shown: list[str] = []
+
+        def show(piece: str) -> None:
+            print(*([] if shown else [text]), piece, sep="", end="", file=out, flush=True)
+            shown.append(piece)
+
+        with watching(watch, lm.tokenizer) as drawn:
+            wanted = [drawn, frames.append if save_animation is not None else None]
+            streamed = {"on_text": show} if stream else {}
+            result = getattr(lm, verb)(text, callback=_each(wanted), **streamed, **asked)
         if as_json:
             write_json(_document(result) | {"model": model, "options": asked}, out)
+        elif shown:
+            print(file=out)
+        elif asked["n"] > 1 and result.candidates:
+            for number, one in enumerate(result.candidates, 1):
+                score = "" if math.isnan(one.score) else f", {one.score:.2f} nats"
+                print(f"--- {number} of {len(result.candidates)}{score}\n{one.text}", file=out)
         else:
             print(result.text, file=out)
+        if save_animation is not None:
+            page = animation.page(lm.tokenizer, frames, f"DiffuLM: {verb} with {model}", result.text)
+            animation.save(save_animation, page)
+
+
+def _each(wanted: list[Callback | None]) -> Callback | None:
+    """One callback for several, or for none."""
+    callbacks = [each for each in wanted if each]
+    return (lambda frame: [each(frame) for each in callbacks]) if callbacks else None
 
 
 def _document(generation: Any) -> dict[str, Any]:
     fields = ("text", "completion", "fills", "ids", "forwards", "seconds")
-    return {name: getattr(generation, name) for name in fields if getattr(generation, name, None) is not None}
+    found = {name: getattr(generation, name) for name in fields if getattr(generation, name, None) is not None}
+    candidates = [vars(one) for one in getattr(generation, "candidates", [])]
+    return found | ({"candidates": candidates} if candidates else {})

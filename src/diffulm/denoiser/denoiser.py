@@ -106,6 +106,7 @@ class Clean:
 
     ids: Tensor  # (B, L) as the canvas, nothing masked
     block_size: int
+    left_to_right: bool = False  # within the clean copy
 
 
 class Denoiser:
@@ -296,7 +297,9 @@ class Denoiser:
         if not self.takes_clean_copy:
             raise ValueError("a clean copy needs a family that takes positions, and no layer that looks left always")
         length = ids.shape[1]
-        doubled = visibility.clean_context(length, clean.block_size, device=ids.device)
+        doubled = visibility.clean_context(
+            length, clean.block_size, left_to_right=clean.left_to_right, device=ids.device
+        )
         if visible is not None:
             doubled = doubled & visible.to(ids.device).repeat(*[1] * (visible.dim() - 2), 2, 2)
         if positions is None:
@@ -339,7 +342,7 @@ class Denoiser:
         """
         everything = visible is None and self.record.attention == "full"
         if visible is None:
-            visible = self.default_visible(columns.shape[-1], rows.device)[-rows.shape[-1] :]
+            visible = self.default_visible(columns.shape[-1], rows.device)[..., -rows.shape[-1] :, :]
         expected = (rows.shape[-1], columns.shape[-1])
         if visible.dtype != torch.bool or visible.shape[-2:] != expected or visible.dim() not in (2, 3):
             raise ValueError(
@@ -362,10 +365,12 @@ class Denoiser:
                 attention.marked(masks[kind])
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def default_visible(self, length: int, device: torch.device) -> Tensor:
+    def default_visible(self, length: int, device: torch.device, masked: Tensor | None = None) -> Tensor:
+        """What the record says of L positions, (L, L); (B, L, L) where that depends on what is masked (B, L) now."""
         if self.record.attention == "block":
             assert self.record.block_size is not None
-            return visibility.block_causal(length, self.record.block_size, device=device)
+            masked = masked if self.record.clean_causal else None
+            return visibility.block_causal(length, self.record.block_size, masked=masked, device=device)
         return visibility.full(length, device=device)
 
     def _as_argument(self, visible: Tensor, rows: int) -> Tensor:

@@ -1,16 +1,15 @@
-"""One forward that reads ahead: exact next-token logits along a draft, and behind every place where the draft may break, the
-tokens after it.
+"""One forward that reads ahead: exact next-token logits along a drafted tree, and behind its places the tokens after them.
 
-The rows behind the cached clean text are [its last token; the draft; a group of masks for each place]. Text and draft see
-what is to their left and no mask, so they say what the causal view of the same weights says, whatever is drafted. The masks
-of a group see the text, the draft up to their place, and each other; groups share positions. (Draft and verification in one
-forward: SimSD, arXiv 2606.02544, and multi-token prediction with mask tokens, arXiv 2507.11851, without their acceptance
-rules.)
+The rows behind the cached clean text are [its last token; the drafted tokens; a group of masks for each place]. Text and
+draft see what is to their left, a drafted token those that it follows, and no mask: so they say what the causal view says,
+whatever is drafted. The masks of a group see the text, the draft up to their place, and each other. Rows that speak of the
+same position share its number. (Draft and verification in one forward: SimSD, arXiv 2606.02544; guesses from mask tokens
+behind a parent that only they change: arXiv 2507.11851; a tree under one matrix: SpecInfer, arXiv 2305.09781.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +19,9 @@ from diffulm.denoiser.denoiser import Denoiser, _Request
 from diffulm.errors import BadInput
 from diffulm.shapes import Bool, Int
 
-Read = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, list[Tensor]]]
-"""(known (n,) ids, drafted (k,) ids, groups: k + 1 sizes) -> (exact (k + 1, V), ahead: k + 1 tensors (size, V)), logits.
 
-exact[g] is for position n + g, given the known tokens and the first g drafted ones, left to right. ahead[g] is for the
-positions from n + g + 1 on, a guess that knows no more than exact[g]."""
-
-
-def reader(denoiser: Denoiser) -> Read:
-    """`Read` for one text that grows: keys and values of what is known stay from call to call.
+def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Tensor, ...]]]:
+    """The `Read` of `samplers.verified` for one text that grows: keys and values of what is known stay from call to call.
 
     The exact logits are those of the causal view; of a model with an adapter they are those of its parent, for the adapter
     acts on masks alone here. Without shift each is read off a mask that sees nothing but the clean text before it.
@@ -38,59 +31,76 @@ def reader(denoiser: Denoiser) -> Read:
 
     if not denoiser.takes_clean_copy:
         raise BadInput("sampler=verified: needs a family that takes positions, and no layer that looks left always")
-    shift, mask = denoiser.record.shift, denoiser.record.mask_token_id
-    cache, held = DynamicCache(), None
+    cache, device = DynamicCache(), denoiser.device
+    held: list[tuple[int, int]] = []  # of each cached column its token and the column before it in its text
 
-    def read(known: Tensor, drafted: Tensor, groups: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def read(known: Tensor, draft: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         nonlocal held
-        device = denoiser.device
-        held = known[:0] if held is None else held
-        kept = min(_shared(held, known), max(len(known) - 1, 0))
-        cache.crop(kept - len(held))
-        clean = torch.cat([known[kept:], drafted])
-        new = len(known) - kept
-        visible, offset, rows = (part.to(device) for part in layout(new, tuple(groups), shift))
-        ids = torch.cat([clean, clean.new_full((len(offset) - len(clean),), mask)])
-        visible = torch.cat([visible.new_ones(len(visible), kept), visible], 1)
+        columns = _path(held, known.tolist()[:-1])
+        _keep(cache, columns, device)
+        new = len(known) - len(columns)
+        visible, offset, rows = (part.to(device) for part in layout(new, draft.parents, draft.ahead, denoiser.record.shift))
+        clean = [*known.tolist()[len(columns) :], *draft.tokens]
+        masks = [denoiser.record.mask_token_id] * (len(offset) - len(clean))
+        visible = torch.cat([visible.new_ones(len(visible), len(columns)), visible], 1)
         request = _Request(rows, lambda head, hidden: head(hidden))
         with gated(denoiser.model) if attached(denoiser.model) else nullcontext():
-            logits = denoiser._forward(ids[None].to(device), visible, (kept + offset)[None], cache, request)
-        held = torch.cat([known, drafted])
-        cache.crop(len(clean) - len(ids))
+            ids, positions = torch.tensor([clean + masks], device=device), (len(columns) + offset)[None]
+            logits = denoiser._forward(ids, visible, positions, cache, request)
+        before = [*range(-1, len(known) - 1), *(len(known) - 1 + parent for parent in draft.parents)]
+        held = list(zip([*known.tolist(), *draft.tokens], before, strict=True))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).to(known.device)
-        exact, *ahead = logits.split([len(groups), *groups])
-        return exact, ahead
+        exact, *ahead = logits.split([len(draft.ahead), *draft.ahead])
+        return exact, tuple(ahead)
 
     return read
 
 
-def _shared(one: Tensor, other: Tensor) -> int:
-    """How many tokens two texts have in common from the left."""
-    size = min(len(one), len(other))
-    return int((one[:size] == other[:size]).long().cumprod(0).sum())
+def _path(held: list[tuple[int, int]], text: list[int]) -> list[int]:
+    """The cached columns of the longest beginning of `text` that there is."""
+    column = {(before, token): i for i, (token, before) in enumerate(held)}
+    path = [-1]
+    for token in text:
+        found = column.get((path[-1], token))
+        if found is None:
+            break
+        path.append(found)
+    return path[1:]
 
 
-@lru_cache(maxsize=256)
+def _keep(cache: Any, columns: list[int], device: torch.device) -> None:
+    if columns == list(range(len(columns))):
+        cache.crop(len(columns) - cache.get_seq_length())
+        return
+    at = torch.tensor(columns, device=device)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.index_select(2, at), layer.values.index_select(2, at)
+
+
 def layout(
-    new: int, groups: tuple[int, ...], shift: bool
+    new: int, parents: tuple[int, ...], ahead: tuple[int, ...], shift: bool
 ) -> tuple[Bool[Tensor, "rows rows"], Int[Tensor, " rows"], Int[Tensor, " exact_and_ahead"]]:
     """(visible among the new rows, their positions counted from the first of them, rows whose outputs are wanted).
 
     new: clean rows that are not cached yet. Wanted are the rows of the exact logits, one a place, then those of the groups.
     """
-    clean = new + len(groups) - 1
-    sizes = torch.tensor([size + (not shift) for size in groups])
-    place = torch.arange(len(groups)).repeat_interleave(sizes)  # of each mask row
+    above = torch.zeros(len(ahead), len(parents), dtype=torch.bool)  # place x drafted token: is it on the way there
+    level = torch.zeros(len(ahead), dtype=torch.int64)
+    for i, parent in enumerate(parents):
+        above[i + 1], level[i + 1] = above[parent], level[parent] + 1
+        above[i + 1, i] = True
+    clean = new + len(parents)
+    sizes = torch.tensor(ahead) + (not shift)
+    place = torch.arange(len(ahead)).repeat_interleave(sizes)  # of each mask
     within = torch.arange(len(place)) - (sizes.cumsum(0) - sizes)[place]
-    index = torch.arange(clean + len(place))
-    last_seen = torch.cat([torch.arange(clean), new - 1 + place])  # the last clean row that a row sees
-    group = torch.cat([torch.full((clean,), -1), place])
-    together = (group[:, None] == group) & (group >= 0)
-    exact = torch.arange(new - 1, clean)
-    if not shift:
-        exact = clean + sizes.cumsum(0) - sizes
-        together[exact] = index == exact[:, None]
-    visible = (index < clean) & (index <= last_seen[:, None]) | together
-    offset = torch.cat([torch.arange(clean), new + place + within])
-    ahead = clean + torch.arange(len(place)) if shift else clean + within.nonzero()[:, 0]
-    return visible, offset, torch.cat([exact, ahead])
+    visible = torch.zeros(clean + len(place), clean + len(place), dtype=torch.bool)
+    visible[:new, :new] = torch.ones(new, new, dtype=torch.bool).tril()
+    visible[new:, :new] = True
+    visible[new:clean, new:clean], visible[clean:, new:clean] = above[1:], above[place]
+    visible[clean:, clean:] = place[:, None] == place
+    exact, guesses = torch.arange(max(new, 1) - 1, clean), clean + torch.arange(len(place))
+    if not shift:  # the first mask of a group reads the next token
+        exact, guesses = clean + sizes.cumsum(0) - sizes, clean + within.nonzero()[:, 0]
+        visible[exact, clean:] = torch.arange(clean, len(visible)) == exact[:, None]
+    offset = torch.cat([torch.arange(new), new - 1 + level[1:], new + level[place] + within])
+    return visible, offset, torch.cat([exact, guesses])

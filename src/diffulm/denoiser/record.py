@@ -27,7 +27,9 @@ class Record:
     block_size: positions a block when attention is "block". emit_mask: the mask id is an ordinary token of the text, so its
     logit stays as it is (sampling forbids it all the same). window: "keep" = |i - j| < window on sliding layers, "lift" = no
     window, None = the architecture has none. parent: where the AR weights came from, None for an instance made in memory.
-    notes: anything more: `full_share` (of a block-causal model's training steps, those under full attention), `additive_mask`
+    notes: anything more: `full_share` (of a block-causal model's training steps, those under full attention), `clean_copy`
+    ("causal": a block-causal model read the clean text before a block from left to right), `lora_rows` ("masked": its adapter
+    acts on the rows of masks alone), `additive_mask`
     (the family takes its attention mask as an additive float tensor under eager
     attention), and what recipes and newer versions add.
     """
@@ -55,6 +57,11 @@ class Record:
     @property
     def additive_mask(self) -> bool:
         return bool(self.notes.get("additive_mask", False))
+
+    @property
+    def clean_causal(self) -> bool:
+        """Whether the clean text before a block was read from left to right in training."""
+        return self.notes.get("clean_copy") == "causal"
 
     @property
     def infills(self) -> bool:

@@ -12,13 +12,20 @@ from diffulm.bounds import Denoise
 from diffulm.denoiser.denoiser import Denoiser, evaluating
 
 BUCKET = 32
+TILE = 8
 SMALL_MODEL = 20_000_000  # parameters below which eight rows cost about as much as one on a CPU (call overhead rules)
 
 
-def tile_rows(denoiser: Denoiser) -> int:
-    """Rows a forward: eight where they are nearly free (accelerators, small models), else one."""
+def tile_rows(denoiser: Denoiser, rows: int | None = None) -> int:
+    """Rows a forward: eight where they are nearly free (accelerators, small models), else one.
+
+    rows: how many there are at most. Below float32, where no result is promised to the bit, no more than those are run, and a
+    large model on a CPU runs them together.
+    """
+    if rows is not None and next(denoiser.model.parameters()).element_size() < 4:
+        return min(rows, TILE)
     small = sum(p.numel() for p in denoiser.model.parameters()) < SMALL_MODEL
-    return 8 if small or denoiser.device.type != "cpu" else 1
+    return TILE if small or denoiser.device.type != "cpu" else 1
 
 
 def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
@@ -59,7 +66,7 @@ def bucket(length: int, limit: int | None) -> int:
 def _run(denoiser: Denoiser, ids: Tensor, where: Tensor, real: Tensor, length: int, size: int) -> tuple[Tensor, ...]:
     """One forward of the tile; logits of each row that was asked for."""
     ids, where, real = (_fit(t, size, length) for t in (ids, where, real))
-    base = denoiser.default_visible(length, ids.device)
+    base = denoiser.default_visible(length, ids.device, ids == denoiser.record.mask_token_id)
     logits = denoiser(ids, base & visibility.present(real), where)
     return logits.float().split(where.sum(1).tolist())  # rows that only fill the tile give empty parts at the end
 

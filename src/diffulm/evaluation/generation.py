@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffulm.canvas import Canvas
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.probe import evaluating
-from diffulm.denoiser.tile import tiled
-from diffulm.samplers import sample
+from diffulm.filling import fill
+from diffulm.options import GenerateOptions
 from diffulm.shapes import Int
 
 BATCH = 16
@@ -27,34 +28,16 @@ class Quality:
     samples: int
 
 
-def unconditional(
-    denoiser: Denoiser,
-    count: int,
-    length: int,
-    steps: int,
-    sampler: str,
-    temperature: float,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> Int[Tensor, "n l"]:
-    """`count` canvases of `length` positions, BOS and the rest drawn; row i has the stream (seed, i)."""
+def unconditional(denoiser: Denoiser, count: int, length: int, seed: int = 0, **options: Any) -> Int[Tensor, "n l"]:
+    """`count` canvases of `length` positions, BOS and the rest drawn; row i has the stream (seed, i).
+
+    options: as in `diffulm.options.GenerateOptions`.
+    """
     assert denoiser.record.bos_token_id is not None
-    denoise, rows = tiled(denoiser), []
-    block = denoiser.record.block_size if denoiser.record.attention == "block" else None
-    spans = [range(start, min(start + (block or length), length)) for start in range(0, length, block or length)]
-    for first in range(0, count, BATCH):
-        size = min(BATCH, count - first)
-        out = torch.full((size, length), denoiser.record.bos_token_id, device=denoiser.device)
-        for span in spans:  # under block attention one after the other, each seeing only what is finished
-            fixed, present = torch.ones(2, size, length, dtype=torch.bool, device=denoiser.device).unbind()
-            fixed[:, max(span.start, 1) : span.stop], present[:, span.stop :] = False, False
-            out, _ = sample(
-                denoise, out, fixed, present, mask_token_id=denoiser.record.mask_token_id, sampler=sampler,
-                steps=-(-steps // len(spans)), temperature=temperature, top_p=top_p,
-                seeds=[(seed, first + i) for i in range(size)],
-            )  # fmt: skip
-        rows.append(out)
-    return torch.cat(rows)
+    ids, fixed = torch.full((length,), denoiser.record.bos_token_id), torch.arange(length) < 1
+    made = [Canvas(ids, fixed, (), None)] * count
+    filled = fill(denoiser, made, GenerateOptions(seed=seed, batch_size=BATCH, **options))
+    return torch.tensor([one.ids for one in filled])
 
 
 def quality(judge: Any, ids: Int[Tensor, "n l"]) -> Quality:

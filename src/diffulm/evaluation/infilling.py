@@ -1,4 +1,4 @@
-"""Held-out holes of known length: how many of their tokens come back, and against what.
+"""Held-out holes: how much of what was in them comes back, and against what.
 
 The diffusion model sees both sides. The parent, as an AR model, reads the left side only: its greedy continuation, or the
 best of k continuations ranked by its own likelihood of the whole text, which costs it k forwards of the full length, the
@@ -6,11 +6,14 @@ same as k denoising steps.
 """
 
 import ast
+import re
 import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from diffulm.randomness import key, uniform
 from diffulm.samplers import sample
 from diffulm.shapes import Int
 
-_HOLE = key("infilling hole")
+_HOLE, _LENGTH = key("infilling hole"), key("infilling length")
 BATCH = 16
 
 
@@ -73,6 +76,37 @@ def _task(ids: tuple[int, ...], hole: int, margin: int, seed: int, index: int) -
     return Task(ids, start, start + hole)
 
 
+def shortened(tasks: list[Task], seed: int = 0) -> list[Task]:
+    """The same texts, each hole ended early: its length is even over 1 to what it was."""
+    sizes = [1 + int(uniform(seed, _LENGTH, n) * (task.stop - task.start)) for n, task in enumerate(tasks)]
+    return [Task(task.ids, task.start, task.start + size) for task, size in zip(tasks, sizes, strict=True)]
+
+
+def around(tokenizer: Any, task: Task) -> tuple[str, str, str]:
+    """(text before the hole, what was in it, text after it)."""
+    before, end = (tokenizer.decode(list(task.ids[1:stop])) for stop in (task.start, task.stop))
+    whole = tokenizer.decode(list(task.ids[1:]))
+    return before, end[len(before) :], whole[len(end) :]
+
+
+def broken_words(texts: Iterable[tuple[str, str, str]], seed: int = 0) -> list[tuple[str, str, str]]:
+    """The same holes, each moved to the left into the last word of four letters or more before it: it begins within that
+    word and ends where the word does. Texts without such a word are left out."""
+    found = []
+    for n, (before, hidden, after) in enumerate(texts):
+        words = list(re.finditer(r"[A-Za-z]{4,}", before))
+        if words:
+            word = words[-1]
+            cut = word.start() + 1 + int(uniform(seed, _LENGTH, n) * (len(word[0]) - 1))
+            found.append((before[:cut], before[cut : word.end()], before[word.end() :] + hidden + after))
+    return found
+
+
+def edit_similarity(found: str, wanted: str) -> float:
+    """Twice the characters in matching runs over the characters of both (Ratcliff and Obershelp, `difflib`): 1 is equal."""
+    return SequenceMatcher(None, found, wanted, autojunk=False).ratio()
+
+
 def _functions(sources: Iterable[str]) -> Iterator[str]:
     """The functions and methods of Python modules, dedented."""
     for source in sources:
@@ -115,34 +149,59 @@ def continue_left(parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 
     """Each hole by the AR parent: its greedy continuation of the left side; with best_of > 1 the best of that many draws
     at temperature 1, by the parent's likelihood of the whole text with the right side in place."""
     started, done = time.perf_counter(), []
-    with evaluating(parent), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # generate warns of a pad token it does not need here
-        torch.manual_seed(seed)
+    with _drawing(parent, seed):
         for task in tasks:
-            left = torch.tensor([task.ids[: task.start]], device=parent.device)
-            size = task.stop - task.start
-            drawing = (
-                {"do_sample": True, "num_return_sequences": best_of, "top_k": 0}
-                if best_of > 1
-                else {"do_sample": False}
-            )
-            out = parent.generate(
-                left,
-                attention_mask=torch.ones_like(left),
-                max_new_tokens=size,
-                min_new_tokens=size,
-                pad_token_id=0,
-                **drawing,
-            )
+            out = _continued(parent, task, task.stop - task.start, best_of)
             right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(out), -1)
             whole = torch.cat([out, right], 1)
-            done.append(tuple((_best(parent, whole) if best_of > 1 else whole[0]).tolist()))
+            best = int(_nats(parent, whole).argmin()) if best_of > 1 else 0
+            done.append(tuple(whole[best].tolist()))
     return Filled(done, time.perf_counter() - started)
 
 
-def _best(parent: Any, rows: Tensor) -> Tensor:
+def continue_left_freely(parent: Any, tasks: list[Task], longest: int, best_of: int, seed: int = 0) -> Filled:
+    """The same when nobody says how long the hole is: greedy and `best_of` draws of `longest` tokens, each ended after 1,
+    2, ... of them: the best by the parent's likelihood of the whole text."""
+    started, done = time.perf_counter(), []
+    with _drawing(parent, seed):
+        for task in tasks:
+            drawn = torch.cat([_continued(parent, task, longest, n) for n in (1, best_of)])
+            found: list[tuple[float, tuple[int, ...]]] = []
+            for size in range(1, longest + 1):
+                ended = drawn[:, : task.start + size].unique(dim=0)
+                right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(ended), -1)
+                whole = torch.cat([ended, right], 1)
+                found += zip(_nats(parent, whole).tolist(), map(tuple, whole.tolist()), strict=True)
+            done.append(min(found)[1])
+    return Filled(done, time.perf_counter() - started)
+
+
+@contextmanager
+def _drawing(parent: Any, seed: int) -> Iterator[None]:
+    with evaluating(parent), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # generate warns of a pad token it does not need here
+        torch.manual_seed(seed)
+        yield
+
+
+def _continued(parent: Any, task: Task, size: int, draws: int) -> Tensor:
+    """(draws, start + size): the left side and what the parent goes on with; one draw is greedy."""
+    left = torch.tensor([task.ids[: task.start]], device=parent.device)
+    drawing = {"do_sample": True, "num_return_sequences": draws, "top_k": 0} if draws > 1 else {"do_sample": False}
+    return parent.generate(
+        left,
+        attention_mask=torch.ones_like(left),
+        max_new_tokens=size,
+        min_new_tokens=size,
+        pad_token_id=0,
+        **drawing,
+    )
+
+
+def _nats(parent: Any, rows: Tensor) -> Tensor:
+    """-log p (B,) of whole rows (B, L) under the AR parent, BOS given."""
     logp = parent(input_ids=rows).logits[:, :-1].float().log_softmax(-1)
-    return rows[logp.gather(2, rows[:, 1:, None]).sum((1, 2)).argmax()]
+    return -logp.gather(2, rows[:, 1:, None]).sum((1, 2))
 
 
 def token_accuracy(tasks: list[Task], filled: Filled) -> tuple[float, float]:

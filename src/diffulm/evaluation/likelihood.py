@@ -153,11 +153,14 @@ def _cross_entropy(
     """-log p at `where` with `hidden` (default: the same positions) masked, in calls of bounded size; beside the clean text
     where the record says that blocks are filled one after the other."""
     canvas = ids.masked_fill(where if hidden is None else hidden, denoiser.record.mask_token_id)
-    size = denoiser.record.block_size if denoiser.record.attention == "block" else None
+    record = denoiser.record
+    size = record.block_size if record.attention == "block" else None
     parts = zip(_chunks(canvas), _chunks(ids), _chunks(where), strict=True)
     return torch.cat(
         [
-            denoiser.cross_entropy(c, i[w], w, visible, clean=None if size is None else Clean(i, size))
+            denoiser.cross_entropy(
+                c, i[w], w, visible, clean=None if size is None else Clean(i, size, record.clean_causal)
+            )
             for c, i, w in parts
         ]
     )

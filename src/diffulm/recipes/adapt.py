@@ -94,6 +94,9 @@ class AdaptConfig(Options):
     """Stages of other block sizes one after the other; the last one is what the model ends as."""
     full_share: Share = 0.0
     """Share of a block-causal run's steps that are taken under full attention, so that it can fill holes."""
+    clean_copy: Literal["block", "causal"] = "block"
+    """How the clean text before a block is read: block by block, as blocks are filled one after the other; or from left to
+    right, as a decoder of verified drafts has it (sampler=verified)."""
     shift: bool = True
     """The output of row i predicts token i + 1, as in the parent; false: token i (the paper's ablation)."""
     mask_token: Token = "auto"
@@ -111,6 +114,8 @@ class AdaptConfig(Options):
     """lora: low-rank matrices on all linear layers of a frozen parent, through peft."""
     lora_rank: Count = 16
     lora_alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
+    lora_rows: Literal["all", "masked"] = "all"
+    """masked: the adapter acts on the rows of masks alone, so that one forward drafts and is the parent for all else."""
     train_embeddings: bool = True
     """With an adapter: train the embeddings as well, as the paper does; false: of them the mask token's row alone."""
     keep_adapter: bool = False
@@ -169,9 +174,22 @@ class AdaptConfig(Options):
             raise BadInput(f"full_share={self.full_share}: without blocks all attention is full; set block_size")
         if self.objective == "autoregressive" and (blocks or self.ar_weight):
             raise BadInput("objective=autoregressive: leaves nothing to blocks or to ar_weight; set them back")
+        if self.clean_copy == "causal" and not blocks:
+            raise BadInput("clean_copy=causal: without blocks there is no clean copy; set block_size")
+        if self.lora_rows == "masked" and self.adapter != "none":
+            wanted = {
+                "keep_adapter": True,
+                "checkpointing": False,
+                "compile": False,
+                "full_share": 0.0,
+                "ar_weight": 0.0,
+            }
+            for key, value in {**wanted, "clean_copy": "causal"}.items():
+                if getattr(self, key) != value:
+                    raise BadInput(f"lora_rows=masked: needs {key}={str(value).lower()}")
         if self.adapter == "none":
-            for key in ("keep_adapter", "quantise"):
-                if getattr(self, key) not in (False, "none"):
+            for key in ("keep_adapter", "quantise", "lora_rows"):
+                if getattr(self, key) not in (False, "none", "all"):
                     raise BadInput(f"{key}={getattr(self, key)}: there is no adapter; set adapter=lora")
         elif self.scratch:
             raise BadInput("adapter=lora: there is no parent to adapt when scratch=true; leave out one of them")

@@ -106,7 +106,9 @@ class Gauge:
         if self.denoiser.record.bos_token_id is None:
             return {}
         length = min(length, self.held_out.shape[1])
-        ids = generation.unconditional(self.denoiser, count, length, steps, "random", 1.0, seed=self.config.seed)
+        ids = generation.unconditional(
+            self.denoiser, count, length, self.config.seed, steps=steps, sampler="random", temperature=1.0
+        )
         found = {"eos": generation.share(ids, self.eos), "repeats": generation.repeated(ids)}
         with self._parent() as judge:
             if judge is None:

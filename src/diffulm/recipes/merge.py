@@ -21,6 +21,10 @@ def merge(source: str, out: str | Path) -> dict[str, Any]:
     if not adapter.is_adapter(folder_of(source)):
         raise BadInput(f"{source}: holds no adapter; only a run with keep_adapter=true leaves one")
     denoiser, tokenizer = load(source)
+    if denoiser.record.notes.get(adapter.ROWS):
+        raise BadInput(
+            f"{source}: its adapter acts on masks alone and so cannot be folded into weights; use it as it is"
+        )
     fold(denoiser.model, denoiser.record)
     save(denoiser, tokenizer, out)
     return {

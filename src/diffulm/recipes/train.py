@@ -53,7 +53,7 @@ def train(
         mask_token_id=denoiser.record.mask_token_id, seed=config.seed, global_batch=config.global_batch,
         objective=config.objective, noise=config.noise, schedule=config.noise_schedule, floor=config.noise_floor,
         ceiling=config.noise_ceiling, annealing=config.annealing, anneal_steps=at["anneal"], ar_weight=config.ar_weight,
-        stages=stages(config), full_share=config.full_share,
+        stages=stages(config), full_share=config.full_share, clean_causal=config.clean_copy == "causal",
     )  # fmt: skip
     gauge = Gauge(denoiser, config, held_out, end_of_text(tokenizer, denoiser.record), judge_of(denoiser, config))
     checkpoint = processes.from_first(folder.resume_point)
@@ -175,6 +175,8 @@ def _opened(config: "AdaptConfig") -> tuple[Denoiser, Any]:
     if config.adapter != "none":
         home = folder_of(config.model)
         adapter.begin(denoiser, home, config.lora_rank, config.lora_alpha, config.seed, config.train_embeddings)
+        if config.lora_rows == "masked":
+            adapter.only_masks(denoiser)
     # A sharded model goes to its devices a part at a time: the whole may be too large for one. A quantised one is there.
     if not is_sharded(config) and config.quantise == "none":
         denoiser.model.to(device_of(config))
@@ -203,6 +205,8 @@ def set_attention(denoiser: Denoiser, config: "AdaptConfig") -> None:
         raise BadInput(f"{config.model}: has layers that always look left, into other documents; take packing=stream")
     if sizes[-1] is not None:
         notes = denoiser.record.notes | ({"full_share": config.full_share} if config.full_share else {})
+        if config.clean_copy == "causal":
+            notes |= {"clean_copy": config.clean_copy}
         denoiser.record = replace(denoiser.record, attention="block", block_size=sizes[-1], notes=notes)
         denoiser.model.config.diffulm = denoiser.record.to_dict()
 

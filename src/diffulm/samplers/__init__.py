@@ -1,9 +1,12 @@
-"""Samplers: each public module here is one rule for what to reveal next, a function of its own name.
+"""Samplers: each public module here names an ORDER in which tokens are revealed, a function of its own name.
 
     from diffulm.samplers import by_name, sample
 
-A rule is a pure function State -> Reveal for one step; `sample` is the loop around it (_loop.py). A new sampler is one
-new file: `names` finds it, there is no table. Importing this package does not import torch.
+How many are revealed at a step is a COMMIT RULE (_commit.py), which goes with any order: as long a beginning of the order
+as a schedule of steps, a threshold, an entropy bound or a factor says, and at least one. An order is a pure function
+State -> Reveal for one step (_state.py); `sample` is the loop around it (_loop.py). A few orders say themselves how many,
+and take no other rule: `first_hitting` and the published ones. A new sampler is one new file: `names` finds it, there is no
+table. `verified` is no order, but a loop of its own. Importing this package does not import torch.
 """
 
 from importlib import import_module

@@ -6,90 +6,26 @@ time input: a row in which nothing changed would give the same logits again, so 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffulm import randomness
 from diffulm.bounds import Denoise
+from diffulm.errors import BadInput
 from diffulm.samplers import by_name
+from diffulm.samplers._commit import Commit, commit_rule
 from diffulm.samplers._draw import Drawn, draw
-from diffulm.shapes import Bool, Float, Int
+from diffulm.samplers._state import Frame, Reveal, Rule, State, smallest, takes
+from diffulm.shapes import Bool, Int
 
-ORDER, REVEAL, _TOKEN = (randomness.key("sampler", purpose) for purpose in ("order", "reveal", "token"))
+__all__ = ["Frame", "Reveal", "Rule", "State", "sample"]
 
-
-@dataclass(frozen=True)
-class State:
-    """What a rule sees before a forward: B rows of L positions, some rows perhaps finished (nothing masked)."""
-
-    free: Bool[Tensor, "b l"]
-    """What was masked at the start."""
-    masked: Bool[Tensor, "b l"]
-    """What is masked now."""
-    step: Int[Tensor, " b"]
-    """Steps each row has behind it."""
-    steps: int
-    """T, the number of steps that was asked for."""
-    project: Callable[[Tensor], Tensor]
-    """where (B, L) bool -> logits (where.sum(), V), row-major; one forward for each row with anything in it."""
-    draw: Callable[[Tensor, Tensor], Drawn]
-    """(where, its logits) -> tokens drawn with each row's own uniforms of this step."""
-    uniform: Callable[[int, Tensor], Tensor]
-    """(ORDER or REVEAL, step (B,)) -> (B, L) float64 in [0, 1), from each row's own stream."""
-
-    @property
-    def quota(self) -> Int[Tensor, " b"]:
-        """How many to reveal now, so that exactly int(N t / T) stay masked: t = T - 1 ... 0, T at most N.
-
-        At least one in every row that is not finished, as N / T >= 1.
-        """
-        count = self.free.sum(1)
-        steps = count.clamp(min=1, max=max(1, min(self.steps, self.free.shape[1])))
-        keep = count * (steps - 1 - self.step).clamp(min=0) // steps
-        return (self.masked.sum(1) - keep).clamp(min=0)
-
-
-@dataclass(frozen=True)
-class Reveal:
-    """What a rule does: the positions to reveal, and tokens for them."""
-
-    where: Bool[Tensor, "b l"]
-    """At least one masked position in every row that is not finished; only masked ones."""
-    tokens: Int[Tensor, "b l"]
-    """Read only at `where`."""
-    step: Int[Tensor, " b"] | None = None
-    """The step this was, if the rule passed over steps that reveal nothing; None: the state's."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The canvases of a batch, for callbacks: first all masked, then after every forward. On the CPU, not shared."""
-
-    rows: tuple[int, ...]
-    """Which of the texts these are."""
-    ids: Int[Tensor, "b l"]
-    masked: Bool[Tensor, "b l"]
-    step: Int[Tensor, " b"]
-    """Steps each row has behind it."""
-
-
-Rule = Callable[[State], Reveal]
-
-
-def smallest(values: Float[Tensor, "b l"], among: Bool[Tensor, "b l"], count: Int[Tensor, " b"]) -> Bool[Tensor, "b l"]:
-    """The `count` (B,) positions of smallest value among those given, row by row; equal ones from the left."""
-    rank = values.masked_fill(~among, torch.inf).argsort(dim=1, stable=True).argsort(1)
-    return among & (rank < count[:, None])
-
-
-def spread(where: Bool[Tensor, "b l"], values: Tensor, fill: float | int = 0) -> Tensor:
-    """(n,) values at the n positions of `where`, `fill` elsewhere: (B, L)."""
-    out = torch.full(where.shape, fill, dtype=values.dtype, device=values.device)
-    out[where] = values
-    return out
+_TOKEN, _HIDE = randomness.key("sampler", "token"), randomness.key("sampler", "hide")
+Stream = Callable[[int, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -100,58 +36,177 @@ def sample(
     present: Bool[Tensor, "b l"] | None = None,
     *,
     mask_token_id: int,
+    seeds: Sequence[int | tuple[int, int]],
     sampler: str | Rule = "confidence",
-    steps: int,
+    steps: int = 32,
+    schedule: str = "linear",
+    threshold: float | None = None,
+    entropy_bound: float | None = None,
+    factor: float | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    seeds: Sequence[int | tuple[int, int]],
+    top_k: int | None = None,
+    min_p: float = 0.0,
+    remask: float = 0.0,
+    block: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
     forbidden: Sequence[int] = (),
     callback: Callable[[Frame], Any] | None = None,
-    uniform: Callable[[int, Tensor], Tensor] | None = None,
+    uniform: Stream | None = None,
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"]]:
     """Fill what is neither fixed nor padding: (ids (B, L) with no mask left to reveal, forwards (B,) of each row).
 
-    ids, fixed, present: (B, L); what stands in a free position does not matter. sampler: a name or a rule. steps: T, an
-    upper limit to the forwards of a row. seeds: one a row, (seed, stream) or an int for (seed, 0). forbidden: ids never
-    drawn, besides the mask token. uniform: replaces the rules' own random numbers (for parity with other code).
-    BadInput for an unknown sampler; ValueError unless there is one seed a row; RuntimeError if a rule breaks its word.
+    ids, fixed, present: (B, L); what stands in a free position does not matter. `denoise` gets all B rows every time; one
+    that is not to be run has nothing in `where`. seeds: one a row, (seed, stream) or an int for (seed, 0).
+
+    sampler: the order, a name or a rule. How many are revealed at once: `steps`, an upper limit T to the forwards of a
+    row, with its `schedule`; or one of `threshold`, `entropy_bound` and `factor` (_commit.py), and `steps` is not read.
+    temperature, top_p, top_k, min_p: see `draw`. forbidden: ids never drawn, besides the mask token.
+
+    block: a row fills only the block (of positions j // block) of its leftmost mask, until that is full; `steps` are
+    shared out by the blocks' free tokens, at least one each. eos_token_id: where it is revealed, all free positions after
+    it become `pad_token_id` (default: the same id) and are done; those before it go on. remask: at each step but the last
+    a revealed token of the block is masked again with at most this probability, and as many more are revealed (ReMDM with
+    a capped rate, arXiv 2503.00307), so that forwards may exceed the number of tokens, but not T.
+
+    uniform: replaces the rules' own random numbers (for parity with other code). BadInput for an unknown sampler, or one
+    that cannot do what is asked; ValueError unless there is one seed a row; RuntimeError if a rule breaks its word.
     """
     if len(seeds) != len(ids):
         raise ValueError(f"{len(ids)} rows need as many seeds, not {len(seeds)}")
-    rule = by_name(sampler) if isinstance(sampler, str) else sampler
+    order = by_name(sampler) if isinstance(sampler, str) else sampler
+    commit = commit_rule(schedule, threshold=threshold, entropy_bound=entropy_bound, factor=factor)
+    _refuse(order, commit, remask)
     free = ~fixed if present is None else ~fixed & present
     masked, ids = free, ids.masked_fill(free, mask_token_id)
-    step = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    forwards = step.clone()
+    width = block or max(1, ids.shape[1])
+    number = torch.arange(ids.shape[1], device=ids.device) // width
+    tokens, shares = _blocks(free, steps, width)
+    now = step = began = current = forwards = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     banned = torch.tensor([mask_token_id, *forbidden], device=ids.device)
     stream = uniform or _streams(seeds, ids)
+    history = _History(ids, callback)
+    history.show(ids, masked, step)
 
-    def project(where: Tensor) -> Tensor:
-        rows = where.any(1)
-        forwards[rows] += 1
-        logits = denoise(ids[rows], where[rows], None if present is None else present[rows])
-        return logits.index_fill(1, banned, -torch.inf)
+    def look(where: Tensor, *also: str) -> Drawn:
+        nonlocal forwards
+        forwards = forwards + where.any(1)
+        logits = denoise(ids, where, present)
+        chance = stream(_TOKEN, now)[where] if temperature else torch.zeros(len(logits), device=ids.device)
+        drawn = draw(logits, chance, temperature, top_p, top_k, min_p, banned, also)
+        at = {name: _spread(where, getattr(drawn, name)) for name in ("tokens", "log_probability", *also)}
+        history.seen = at["log_probability"]
+        return Drawn(**at)
 
-    def draw_tokens(where: Tensor, logits: Tensor) -> Drawn:
-        return draw(logits, stream(_TOKEN, step)[where], temperature, top_p)
-
-    def show() -> None:
-        if callback is not None:
-            callback(Frame(tuple(range(len(ids))), ids.clone().cpu(), masked.clone().cpu(), step.clone().cpu()))
-
-    show()
     while bool(masked.any()):
-        reveal = rule(State(free, masked, step, steps, project, draw_tokens, stream))
-        if bool((reveal.where & ~masked).any()) or bool((masked.any(1) & ~reveal.where.any(1)).any()):
+        leftmost = masked.long().argmax(1) // width
+        began, current = torch.where(leftmost == current, began, step), leftmost
+        here = number == current[:, None]
+        own_free, own, now = free & here, masked & here, step - began
+        steps_of = shares.gather(1, current[:, None])[:, 0]
+        # More steps than tokens are of use only where tokens are hidden again.
+        most = steps_of if remask else steps_of.minimum(tokens.gather(1, current[:, None])[:, 0]).clamp(min=1)
+        stay = partial(commit.stay, own_free.sum(1), most)
+        hidden, left = own & False, own.sum(1)
+        if remask:
+            revealed = own_free & ~own if eos_token_id is None else own_free & ~own & (ids != eos_token_id)
+            now, hidden = _hide(revealed, left, now, stay, remask, stream)
+        quota = ((left - stay(now)).clamp(min=0) + hidden.sum(1)).clamp(min=1).minimum(left)
+        reveal = order(State(own_free, own, now, steps_of, quota, commit, look, stream))
+        if bool((reveal.where & ~own).any() | (own.any(1) & ~reveal.where.any(1)).any()):
             raise RuntimeError("a sampler reveals at least one masked position in every row that has one, and no other")
         # A finished row stays where it is, whatever the rule says of it.
-        step = torch.where(masked.any(1), (step if reveal.step is None else reveal.step) + 1, step)
-        ids, masked = torch.where(reveal.where, reveal.tokens, ids), masked & ~reveal.where
-        show()
+        step = torch.where(own.any(1), began + (now if reveal.step is None else reveal.step) + 1, step)
+        ids = torch.where(reveal.where, reveal.tokens, ids).masked_fill(hidden, mask_token_id)
+        masked = masked & ~reveal.where | hidden
+        history.add(reveal.where, hidden, step)
+        if eos_token_id is not None:
+            ended = reveal.where & (reveal.tokens == eos_token_id)
+            after = free & (ended.cumsum(1) > ended)
+            ids = ids.masked_fill(after, eos_token_id if pad_token_id is None else pad_token_id)
+            free, masked = free & ~after, masked & ~after
+            history.pad(after, step)
+        history.show(ids, masked, step)
     return ids, forwards
 
 
-def _streams(seeds: Sequence[int | tuple[int, int]], ids: Tensor) -> Callable[[int, Tensor], Tensor]:
+def _refuse(order: Rule, commit: Commit, remask: float) -> None:
+    """BadInput for what a sampler cannot do, or a commit rule cannot go with."""
+    if remask and commit.adaptive is not None:
+        raise BadInput(f"remask goes with a number of steps, not with {commit.name}: leave out one of them")
+    asked = "remask" if remask else commit.name
+    if not takes(order, asked):
+        name = getattr(order, "__name__", "this sampler")
+        raise BadInput(f"{name} says itself how many tokens to reveal at a step: leave out {asked}, or the sampler")
+
+
+def _blocks(free: Tensor, steps: int, width: int) -> tuple[Tensor, Tensor]:
+    """(B, blocks) free tokens of each block, and its share of the steps: by its tokens, at least one where there are any.
+
+    Rounded so that they add up to `steps`, or to the number of blocks if that is more.
+    """
+    tokens = functional.pad(free.long(), (0, -free.shape[1] % width)).view(len(free), -1, width).sum(-1)
+    number = (tokens > 0).cumsum(1)  # 1, 2, ... of the blocks with anything to do
+    blocks, count = number[:, -1:], tokens.sum(1, keepdim=True).clamp(min=1)
+    ends = (2 * steps * tokens.cumsum(1) + count) // (2 * count)
+    # Each block ends at least a step after the one before, and leaves one for each that follows.
+    spare = ends.minimum(blocks.clamp(min=steps) - blocks + number) - number
+    ends = number + spare.clamp(min=0).cummax(1).values
+    return tokens, ends.diff(dim=1, prepend=torch.zeros_like(blocks))
+
+
+def _hide(
+    revealed: Tensor, left: Tensor, step: Tensor, stay: Callable[..., Tensor], rate: float, stream: Stream
+) -> tuple[Tensor, Tensor]:
+    """(the step (B,), what it masks again (B, L)); steps that would change nothing are passed over, without a forward.
+
+    left: (B,) tokens masked. stay: step -> how many stay masked after it. As many as are hidden are revealed beside the
+    quota, so no more of them than are masked, nor than may stay so: the last step hides none.
+    """
+    while True:
+        chance, keep = stream(_HIDE, step), stay(step)
+        hidden = smallest(chance, revealed & (chance < rate), keep.minimum(left))
+        idle = (left > 0) & (left <= keep) & ~hidden.any(1)
+        if not bool(idle.any()):
+            return step, hidden
+        step = step + idle
+
+
+class _History:
+    """What callbacks hear of beside the canvases: when each token was revealed, and how sure the model was."""
+
+    def __init__(self, ids: Tensor, callback: Callable[[Frame], Any] | None) -> None:
+        self.callback = callback
+        self.revealed = torch.full_like(ids, -1)
+        self.nothing = self.seen = self.confidence = torch.full(ids.shape, torch.nan, device=ids.device)
+        """`seen`: log-probabilities of the tokens of the last forward."""
+
+    def add(self, where: Tensor, hidden: Tensor, step: Tensor) -> None:
+        if self.callback is not None:
+            self.revealed = torch.where(where, step[:, None] - 1, self.revealed).masked_fill(hidden, -1)
+            self.confidence = torch.where(where, self.seen.exp(), self.confidence).masked_fill(hidden, torch.nan)
+            self.seen = self.nothing
+
+    def pad(self, after: Tensor, step: Tensor) -> None:
+        if self.callback is not None:
+            self.revealed = torch.where(after & (self.revealed < 0), step[:, None] - 1, self.revealed)
+            self.confidence = self.confidence.masked_fill(after, torch.nan)
+
+    def show(self, ids: Tensor, masked: Tensor, step: Tensor) -> None:
+        if self.callback is not None:
+            shown = (part.clone().cpu() for part in (ids, masked, step, self.revealed, self.confidence.float()))
+            self.callback(Frame(tuple(range(len(ids))), *shown))
+
+
+def _spread(where: Tensor, values: Tensor) -> Tensor:
+    """(n,) values at the n positions of `where`, 0 elsewhere: (B, L)."""
+    out = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
+    out[where] = values
+    return out
+
+
+def _streams(seeds: Sequence[int | tuple[int, int]], ids: Tensor) -> Stream:
     """(purpose, step (B,)) -> uniforms (B, L): a row's numbers come from its own seed."""
     pairs = [seed if isinstance(seed, tuple) else (seed, 0) for seed in seeds]
     rows = torch.tensor([randomness.key("sample", *pair) for pair in pairs], dtype=torch.int64, device=ids.device)

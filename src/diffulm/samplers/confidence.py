@@ -1,15 +1,13 @@
-"""Most confident first, with an exact budget."""
+"""Most confident first."""
 
-from diffulm.samplers._loop import Reveal, State, smallest, spread
+from diffulm.samplers._state import Reveal, State
 
 
 def confidence(state: State) -> Reveal:
-    """Draw a token for every masked position and reveal the most confident ones; exactly int(N t / T) stay masked.
+    """Draw a token for every masked position and reveal the most confident ones.
 
-    The confidence of a position is the log-probability of the token drawn there, before temperature and top-p. This is
-    the rule in the paper's text (arXiv 2410.17891); its code does something else (`published_confidence`).
+    The confidence of a position is the probability of the token drawn there, before temperature and filters. With
+    linear steps exactly int(N t / T) stay masked: the rule in the paper's text (arXiv 2410.17891); its code does something
+    else (`published_confidence`). With `threshold` it is the parallel decoding of Fast-dLLM (arXiv 2505.22618).
     """
-    drawn = state.draw(state.masked, state.project(state.masked))
-    score = spread(state.masked, drawn.log_probability)
-    chosen = smallest(-score, state.masked, state.quota)
-    return Reveal(chosen, spread(state.masked, drawn.tokens))
+    return state.by_score(lambda drawn: drawn.log_probability)

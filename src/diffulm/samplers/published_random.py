@@ -1,8 +1,9 @@
 """The random order of the code published with DiffuLLaMA (arXiv 2410.17891), for parity."""
 
-from diffulm.samplers._loop import REVEAL, Reveal, State, spread
+from diffulm.samplers._state import REVEAL, Reveal, State, counts_itself
 
 
+@counts_itself
 def published_random(state: State) -> Reveal:
     """At step t = T - 1 ... 0 each masked position is revealed with probability 1 / (t + 1): at t = 0 all the rest.
 
@@ -16,5 +17,4 @@ def published_random(state: State) -> Reveal:
         if not bool(idle.any()):
             break
         step = step + idle
-    drawn = state.draw(chosen, state.project(chosen))
-    return Reveal(chosen, spread(chosen, drawn.tokens), step)
+    return Reveal(chosen, state.draw(chosen).tokens, step)

@@ -65,6 +65,7 @@ class Curriculum:
 
     stages: (first step, block size or None for full attention), one after the other; blocks have clean context.
     full_share: of the steps under blocks, those that are taken under full attention, drawn by (seed, step).
+    clean_causal: the clean text before a block was read from left to right, as a decoder of drafts has it.
     """
 
     mask_token_id: int
@@ -80,6 +81,7 @@ class Curriculum:
     ar_weight: float = 0.0
     stages: Stages = ((0, None),)
     full_share: float = 0.0
+    clean_causal: bool = False
 
     @property
     def autoregressive(self) -> bool:

@@ -44,7 +44,7 @@ def loss_of(denoiser: Denoiser, curriculum: Curriculum, inputs: Inputs, micro_ba
     """
     ids, where, step = inputs["ids"], inputs["where"], int(inputs["step"][0])
     size = curriculum.block_size(step)
-    clean = None if size is None else Clean(ids, size)
+    clean = None if size is None else Clean(ids, size, curriculum.clean_causal)
     denoiser = denoiser if clean else denoiser.seeing_everything()  # what no matrix means without blocks
     visible = _matrix(curriculum, step, ids.shape[1], ids.device)
     visible, positions = _in_documents(visible, inputs.get("document"))

@@ -1,0 +1,153 @@
+"""What may stand where in a hole: tokens that go on with a word that the text before it has begun, regular expressions.
+
+A constraint is a function of (ids (B, L), where (B, L), logits (n, V) at `where`) that gives the logits with -inf for what
+may not stand there. It looks at the canvas alone, so any order of filling will do, as long as it is one token a forward.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffulm.bounds import Denoise
+from diffulm.canvas import decode, encode
+from diffulm.errors import BadInput, shown
+from diffulm.shapes import Bool, Float, Int
+
+Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_BROKEN = 3  # tokens that a word may have been broken into
+
+
+def constrained(denoise: Denoise, constraint: Constraint) -> Denoise:
+    """The same denoiser, its logits constrained."""
+
+    def constrained_denoise(ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
+        return constraint(ids, where, denoise(ids, where, present))
+
+    return constrained_denoise
+
+
+def token_texts(tokenizer: Any) -> list[str]:
+    """What each token says behind other text; "" for special tokens and for parts of a character."""
+    anchor = encode(tokenizer, "a")
+    head = decode(tokenizer, anchor)
+    size = max(tokenizer.get_vocab().values()) + 1
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    found = ["" if token in special else decode(tokenizer, [*anchor, token]) for token in range(size)]
+    return [text.removeprefix(head) if text.startswith(head) and "\ufffd" not in text else "" for text in found]
+
+
+def broken(texts: Sequence[str], left: Sequence[int]) -> tuple[int, list[int]]:
+    """(tokens at the end of `left` that may be the beginning of one token, the tokens that begin so and say more).
+
+    texts: as `token_texts`. (0, []) unless `left` ends in a letter, a digit or an underscore, and for words that no token
+    goes on with. For a tokenizer the text "clo" is perhaps `cl`, `o`, and what stands in a text is `close`: a hole after
+    "clo" that had to go on from those two tokens would ask the model for what it has never seen.
+    """
+    for take in range(min(_BROKEN, len(left)), 0, -1):
+        parts = [texts[token] for token in left[-take:]]
+        begun = "".join(parts)
+        if all(parts) and (begun[-1].isalnum() or begun[-1] == "_"):
+            going_on = [token for token, text in enumerate(texts) if text.startswith(begun) and text != begun]
+            if going_on:
+                return take, going_on
+    return 0, []
+
+
+def only(tokens: Sequence[int], position: int) -> Constraint:
+    """Nothing but these tokens at one position."""
+
+    def constraint(ids: Tensor, where: Tensor, logits: Tensor) -> Tensor:
+        allowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        allowed[torch.tensor(tokens, device=logits.device)] = True
+        there = where.nonzero()[:, 1] == position
+        return logits.masked_fill(there[:, None] & ~allowed, -torch.inf)
+
+    return constraint
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """A regular expression over tokens: start, states where a text may end, and the tokens that lead from one to another."""
+
+    start: int
+    finals: frozenset[int]
+    moves: dict[int, dict[int, frozenset[int]]]
+    """state -> next state -> tokens."""
+
+    def allowed(self, tokens: Sequence[int | None]) -> list[set[int]] | None:
+        """What each of these positions may hold, given those that are known; None if no text fits."""
+        steps = [self._step(token) for token in tokens]
+        ahead, behind = [self.finals], [frozenset([self.start])]
+        for step in reversed(steps):
+            ahead.insert(0, frozenset(s for s, to in step.items() if not ahead[0].isdisjoint(to)))
+        for step in steps:
+            behind.append(frozenset(each for s in behind[-1] for each in step.get(s, ())))
+        if self.start not in ahead[0]:
+            return None
+        found = []
+        for index, token in enumerate(tokens):
+            pairs = ((s, to) for s in behind[index] for to in self.moves.get(s, {}) if to in ahead[index + 1])
+            found.append({each for s, to in pairs for each in self.moves[s][to] if token in (None, each)})
+        return found
+
+    def _step(self, token: int | None) -> dict[int, set[int]]:
+        return {
+            state: {to for to, tokens in moves.items() if token is None or token in tokens}
+            for state, moves in self.moves.items()
+        }
+
+
+def automaton(pattern: str, texts: Sequence[str], eos_token_id: int | None) -> Automaton:
+    """The regular expression by outlines-core, whose tokens are `texts`. BadInput where that is missing or refuses it."""
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError:
+        raise BadInput(
+            "a pattern needs outlines-core, which is not installed: pip install outlines-core, or give choices"
+        ) from None
+    tokens: dict[str | bytes, list[int]] = {}
+    for token, text in enumerate(texts):
+        if text and token != eos_token_id:
+            tokens.setdefault(text, []).append(token)
+    # it wants one; the id after the last stands for none
+    end = len(texts) if eos_token_id is None else eos_token_id
+    try:
+        index = Index(pattern, Vocabulary(end, tokens))
+    except ValueError as error:
+        why = (
+            "no tokens can spell what it asks for"
+            if "vocabulary" in str(error)
+            else "it is not a regular expression here"
+        )
+        raise BadInput(
+            f"the pattern {shown(pattern)} cannot be used: {why} (no look-around, no back references)"
+        ) from None
+    moves: dict[int, dict[int, list[int]]] = {}
+    for state, reached in index.get_transitions().items():
+        for token, to in reached.items():
+            if token != end:
+                moves.setdefault(state, {}).setdefault(to, []).append(token)
+    frozen = {state: {to: frozenset(found) for to, found in reached.items()} for state, reached in moves.items()}
+    return Automaton(index.get_initial_state(), frozenset(index.get_final_states()), frozen)
+
+
+def matching(machine: Automaton, start: int, stop: int, mask_token_id: int) -> Constraint:
+    """The tokens from start to stop - 1 spell a text that the automaton takes, whole."""
+
+    def constraint(ids: Int[Tensor, "b l"], where: Bool[Tensor, "b l"], logits: Float[Tensor, "n v"]) -> Tensor:
+        banned = torch.zeros_like(logits, dtype=torch.bool)
+        rows = where.nonzero().tolist()
+        for row in {row for row, _ in rows}:
+            tokens = ids[row, start:stop].tolist()
+            allowed = machine.allowed([None if token == mask_token_id else token for token in tokens])
+            for n, (other, position) in enumerate(rows):
+                if allowed is not None and other == row and start <= position < stop:
+                    banned[n] = True
+                    banned[n, torch.tensor(sorted(allowed[position - start]), device=logits.device)] = False
+        return logits.masked_fill(banned, -torch.inf)
+
+    return constraint
