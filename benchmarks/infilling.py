@@ -3,9 +3,10 @@
     python benchmarks/infilling.py [--stories FOLDER] [--tasks 120] [--json]
 
 `pocket` fills holes in functions of the modules of Python's standard library that it has not seen; --stories is a model
-adapted from stories260k, on held-out stories of the folder named by DIFFULM_SHARED. Holes of 1 to 12 tokens, evenly; each way
-may choose 1 to 16. `broken words`: holes that begin within a word. Exact match and edit similarity (difflib's ratio) of
-the hole's text, its length in tokens against the true one, forwards a hole, standard errors over holes.
+adapted from stories260k, on held-out stories of the folder named by DIFFULM_SHARED. Holes of 1 to 6 tokens, evenly, in texts
+of at most 64; each way may choose 1 to 10. `broken words`: half as many holes that begin within a word.
+Exact match and edit similarity (difflib's ratio) of the hole's text, its length in tokens against the true one, forwards a
+hole, standard errors over holes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -33,7 +34,7 @@ from diffulm.holes import Gap, Scored, Search
 from diffulm.lm import DiffusionLM, load
 from diffulm.options import GenerateOptions
 
-HIDDEN, LONGEST, FREE, BEST_OF, DRAWS = 12, 96, Hole(1, 16), 8, 16
+HIDDEN, LONGEST, FREE, BEST_OF, DRAWS = 6, 64, Hole(1, 10), 8, 8
 Text = tuple[str, str, str]
 
 
@@ -117,8 +118,8 @@ def tokens(tokenizer: Any, words: str) -> int:
     return len(canvas.encode(tokenizer, words, inside=True))
 
 
-def fill_in(lm: DiffusionLM, texts: list[Text], table: Table) -> None:
-    """Each hole by every method of ours, and by some that are not offered."""
+def fill_in(lm: DiffusionLM, texts: list[Text], table: Table, compare: bool = True) -> None:
+    """Each hole by every method of ours; compare: also by some that are not offered."""
     denoiser, words = lm.denoiser.seeing_everything(), token_texts(lm.tokenizer)
     eos = lm.tokenizer.eos_token_id
 
@@ -137,6 +138,10 @@ def fill_in(lm: DiffusionLM, texts: list[Text], table: Table) -> None:
                 seen = Remembered(gap, healed, known)
                 best = holes.METHODS[method](seen)[0]  # pyright: ignore[reportArgumentType]
                 table.add(method if healed else f"{method}, broken words left so", text(best), hidden, seen.forwards)
+        if number % 10 == 0:
+            print(f"{number} of {len(texts)}", file=sys.stderr, flush=True)
+        if not compare:
+            continue
         every = [way for ways in known.values() for way in ways]
         for stop in (0.05, 0.2, 0.5):
             prior = holes.geometric(stop)
@@ -146,8 +151,6 @@ def fill_in(lm: DiffusionLM, texts: list[Text], table: Table) -> None:
         table.add("true length", text(known[true][0]), hidden, true)
         best = holes.bound_per_token(search, [ways[0] for ways in known.values()], 1, DRAWS)
         table.add("bound per token", text(best), hidden, sum(n + DRAWS for n in known))
-        if number % 10 == 0:
-            print(f"{number} of {len(texts)}", file=sys.stderr, flush=True)
 
 
 def ask_parent(folder: str | Path, tokenizer: Any, tasks: list[infilling.Task], table: Table) -> None:
@@ -171,8 +174,10 @@ def measure(lm: DiffusionLM, parent: str | Path, tasks: list[infilling.Task]) ->
     texts = [infilling.around(lm.tokenizer, task) for task in tasks]
     whole, broken = Table(lm.tokenizer), Table(lm.tokenizer)
     fill_in(lm, texts, whole)
+    shown("between tokens", whole.figures(), sys.stderr)
     ask_parent(parent, lm.tokenizer, tasks, whole)
-    fill_in(lm, infilling.broken_words(texts), broken)
+    shown("between tokens", whole.figures(), sys.stderr)
+    fill_in(lm, infilling.broken_words(texts[::2]), broken, compare=False)
     return {"between tokens": whole.figures(), "broken words": broken.figures()}
 
 
@@ -193,20 +198,23 @@ def story_tasks(lm: DiffusionLM, files: str, count: int) -> list[infilling.Task]
     return infilling.shortened(infilling.tasks_from_blocks(torch.stack(chosen), HIDDEN))
 
 
-def shown(name: str, figures: dict[str, dict[str, float]]) -> None:
-    print(f"\n{name}\n{'':38s}  holes   exact  +-     edit   +-     longer  error  +-    forwards")
+def shown(name: str, figures: dict[str, dict[str, float]], out: TextIO = sys.stdout) -> None:
+    print(f"\n{name}\n{'':38s}  holes   exact  +-     edit   +-     longer  error  +-    forwards", file=out)
     for method, row in figures.items():
-        print(
-            f"{method:38s}  {row['holes']:5.0f}  {row['exact']:6.3f} {row['exact +-']:.3f}  {row['edit']:.3f}  {row['edit +-']:.3f} "
-            f"{row['longer']:+6.2f}  {row['length error']:5.2f}  {row['length error +-']:.2f}  {row['forwards']:6.0f}"
-        )
+        values = [
+            row[key] for key in ("exact", "exact +-", "edit", "edit +-", "longer", "length error", "length error +-")
+        ]
+        numbers = "  ".join(f"{value:+.2f}" if n == 4 else f"{value:.3f}" for n, value in enumerate(values))
+        print(f"{method:38s}  {row['holes']:5.0f}  {numbers}  {row['forwards']:6.0f}", file=out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", help="a model adapted from stories260k")
     parser.add_argument("--parent", default=os.environ.get("DIFFULM_SHARED", "") + "/data/models/stories260k-hf")
-    parser.add_argument("--text", default=os.environ.get("DIFFULM_SHARED", "") + "/data/stories/heldout.txt")
+    parser.add_argument(
+        "--text", default=os.environ.get("DIFFULM_SHARED", "") + "/data/text/tinystories/valid.jsonl.gz"
+    )
     parser.add_argument("--tasks", type=int, default=120)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

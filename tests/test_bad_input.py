@@ -234,6 +234,26 @@ CASES: dict[str, tuple[Any, ...]] = {
     "a hole without length": (lambda at: at.infill("a<hole>b"), "a hole needs a length for now: write <hole:3>"),
     "no hole": (lambda at: at.infill("a<hole:3"), "there is no hole in the text: write <hole:3>"),
     "no text, no hole": (lambda at: at.infill(""), "there is no hole in the text"),
+    "an animation over a file": (
+        lambda at: at.generate("no/such", "--save-animation", at.file("a.html")), "a.html: is there already; name a new file",
+    ),
+    "an animation in no folder": (
+        lambda at: at.generate("no/such", "--save-animation", "none/a.html"), "none/a.html: none is no folder; name a new",
+    ),
+    "an animation without name": (
+        lambda at: at.generate("no/such", "--save-animation", ""), "'' is no name of a file; name a new one",
+    ),
+    "an animation with NUL": (
+        lambda at: at.generate("no/such", "--save-animation", "a\0"), r"'a\x00' is no name of a file",
+    ),
+    "a stop of nothing": (lambda at: at.generate("no/such", "--stop", ""), "stop should not be empty"),
+    "a stream of several": (
+        lambda at: at.generate("no/such", "--stream", "-n", "2", "--watch"), "leave out --n and --watch",
+    ),
+    "two rules of how many": (
+        lambda at: at.generate("no/such", "--factor", "1", "--entropy-bound", "1"), "entropy_bound and factor each say",
+    ),
+    "an unknown cache": (lambda at: at.generate("no/such", "--cache", "dul"), "'prefix' or 'dual', not 'dul'"),
     # -- data
     "no such data": (lambda at: at.adapt("data=dota.txt"), "dota.txt: no such file", "did you mean data.txt?"),
     "no such data set, offline": (lambda at: at.adapt(data="no/such"), "no/such: no such file", "cannot be reached"),

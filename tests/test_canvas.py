@@ -11,7 +11,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffulm import adopt, load
-from diffulm.canvas import Hole, continuation, decode, encode, fills, parse, prompt, render, template
+from diffulm.canvas import (
+    Hole, alone, continuation, decode, encode, fills, keeps, parse, prompt, render, resized, settled, template,
+)  # fmt: skip
 from diffulm.errors import BadInput
 from models import build
 
@@ -313,15 +315,17 @@ def test_neighbouring_texts_are_encoded_together():
 
 
 def test_parse():
-    assert parse("The <hole:3> sat <hole>.") == ["The ", Hole(3), " sat ", Hole(None), "."]
+    assert parse("The <hole:3> sat <hole>.") == ["The ", Hole(3), " sat ", Hole(), "."]
     assert parse("<hole:1><hole:12>") == [Hole(1), Hole(12)]
+    assert parse("a<hole:2-024>b<hole:3-3>") == ["a", Hole(2, 24), "b", Hole(3, 3)]
     assert parse("") == [""]
     assert parse("a < b, <holes>, <hole, hole:3>, < hole:3>") == ["a < b, <holes>, <hole, hole:3>, < hole:3>"]
 
 
 @pytest.mark.parametrize(
-    "mark", ["<hole:0>", "<hole:-1>", "<hole:x>", "<hole:>", "<hole: 3>", "<hole:1.5>", "<hole:٣>"]
-)
+    "mark", ["<hole:0>", "<hole:-1>", "<hole:x>", "<hole:>", "<hole: 3>", "<hole:1.5>", "<hole:٣>",
+     "<hole:3-1>", "<hole:0-3>", "<hole:1-2-3>", "<hole:-3>", "<hole:3->"],
+)  # fmt: skip
 def test_a_malformed_mark_is_named(mark):
     with pytest.raises(BadInput, match=mark):
         parse(f"The {mark} sat")
@@ -331,12 +335,67 @@ def test_a_malformed_mark_is_named(mark):
 def test_a_hole_is_at_least_one_token_long(length):
     with pytest.raises(BadInput, match="at least one token"):
         Hole(length)
+    with pytest.raises(BadInput, match="at least one token"):
+        Hole(1, length)
+
+
+def test_what_a_hole_says_of_its_length():
+    holes = [Hole(), Hole(3), Hole(2, 5), Hole(3, 3), Hole(None, 4)]
+    assert [(hole.least, hole.longest) for hole in holes] == [(1, 16), (3, 3), (2, 5), (3, 3), (1, 4)]
+    assert [hole.settled for hole in holes] == [False, True, False, True, False]
+    assert not Hole(choices=["a"]).settled and not Hole(3, pattern="a").settled
+    assert Hole(choices=["a", "b", "a"]).choices == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"length": 3, "most": 2}, "3 to 2 tokens has no length"), ({"choices": []}, "choices are a list"),
+        ({"choices": "abc"}, "choices are a list"), ({"choices": [1]}, "choices are a list"),
+        ({"choices": ["a"], "length": 2}, "neither a length"), ({"choices": ["a"], "pattern": "a"}, "nor a pattern"),
+    ],
+)  # fmt: skip
+def test_a_hole_that_contradicts_itself(wrong, says):
+    with pytest.raises(BadInput, match=says):
+        Hole(**wrong)
+
+
+def test_a_hole_is_made_longer_and_shorter_and_nothing_else_moves():
+    tokenizer = byte_level()
+    made = template(tokenizer, 0, 2, ["The cat", Hole(2), " on ", Hole(1, 9), "mat"])
+    texts = [made.ids[span.start : span.end].tolist() for span in made.spans if span.text is not None]
+    assert [span.end - span.start for span in made.spans if span.text is None] == [2, 3]  # 3: the middle of 1 and 9
+    for length in (1, 3, 8):
+        new = resized(made, 1, length, 2)
+        assert [new.ids[span.start : span.end].tolist() for span in new.spans if span.text is not None] == texts
+        assert [span.end - span.start for span in new.spans if span.text is None] == [length, 3]
+        again = template(tokenizer, 0, 2, ["The cat", Hole(length), " on ", Hole(1, 9), "mat"])
+        assert torch.equal(new.ids, again.ids) and torch.equal(new.fixed, again.fixed) and new.spans == again.spans
+        free = (~alone(new, 1).fixed).nonzero()[:, 0].tolist()
+        assert free == list(range(new.spans[1].start, new.spans[1].end))
+        done = settled(new, 1, [7] * len(new.ids))
+        assert done.ids[free].tolist() == [7] * length and int((~done.fixed).sum()) == 3
+        assert int((done.ids == 7).sum()) == length + int((new.ids == 7).sum())
+
+
+def test_a_hole_takes_back_the_end_of_the_text_before_it():
+    tokenizer = byte_level()
+    made = template(tokenizer, 0, 2, ["The cat", Hole(1), " on the mat"])
+    before = made.spans[0]
+    last = made.ids[before.end - 1 :][:1].tolist()
+    new = resized(made, 1, 1, 2, take=1)
+    assert new.spans[0].end == before.end - 1 == new.spans[1].start and len(new.ids) == len(made.ids) - 1
+    assert new.spans[1].taken and "The cat".endswith(new.spans[1].taken)
+    ids = new.ids.clone()
+    ids[new.spans[1].start] = last[0]
+    assert fills(new, ids.tolist()) == [""] and render(new, ids.tolist()) == "The cat on the mat"
+    assert keeps(settled(new, 1, ids.tolist()), 1)
+    ids[new.spans[1].start] = encode(tokenizer, ".")[0]
+    assert not keeps(settled(new, 1, ids.tolist()), 1)
 
 
 def test_what_cannot_be_a_canvas():
     tokenizer = byte_level()
-    with pytest.raises(BadInput, match="length"):
-        template(tokenizer, 0, 2, ["a", Hole()])
     with pytest.raises(BadInput, match="Unicode"):
         template(tokenizer, 0, 2, ["a\ud800", Hole(1)])
 

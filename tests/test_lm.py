@@ -105,14 +105,14 @@ def test_generate():
     assert out.seconds > 0
 
 
-def test_the_text_ends_at_the_first_eos_and_the_ids_do_not():
+def test_the_text_ends_at_the_first_eos_and_what_follows_is_padding():
     start = 1 + len(encoded("The cat"))
     at = encoded(" mat")[0]
     wish = {(start, at): 99.0, (start + 1, EOS): 99.0, (start + 2, at): 99.0}
     out = model(wish).generate("The cat", length=3)
     assert out.completion == " mat"
     assert out.text == "The cat mat"
-    assert out.ids[start:] == [at, EOS, at]
+    assert out.ids[start:] == [at, EOS, EOS]
 
 
 def test_steps_are_an_upper_limit():

@@ -118,9 +118,3 @@ def test_a_model_in_training_denoises_without_dropout():
     assert not first.requires_grad
     assert denoiser.model.training
     assert all(m.training for m in denoiser.model.modules())
-
-
-def test_float32_whatever_the_model():
-    denoiser, _ = adopt(build("llama").to(torch.bfloat16))
-    tokens, where, present = batch()
-    assert tiled(denoiser)(tokens, where, present).dtype == torch.float32

@@ -16,6 +16,7 @@ from diffulm.canvas import Canvas
 from diffulm.constraints import Constraint, constrained
 from diffulm.denoiser.cache import cacheable, cached
 from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.kernels import hasten
 from diffulm.denoiser.tile import tile_rows, tiled
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
@@ -103,6 +104,7 @@ def denoising(denoiser: Denoiser, options: GenerateOptions, rows: int) -> tuple[
     Block-causal models are filled block by block, with the exact cache where their family can be given one. BadInput for
     options that this model cannot follow.
     """
+    hasten(denoiser.model)
     record, tile = denoiser.record, tile_rows(denoiser, rows)
     if record.attention == "block":
         if options.block not in (None, record.block_size):

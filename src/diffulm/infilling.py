@@ -151,6 +151,43 @@ class Infiller:
         return sorted(found, key=lambda one: one.candidate.score)
 
 
+def nearest(tokenizer: Any, parts: Parts, limit: int | None) -> tuple[str, list[str | Hole], str]:
+    """(text to leave out before, the parts with as much around the holes as `limit` positions hold, text to leave out after).
+
+    Whole lines, and both sides alike as far as both are long enough; of a line that alone is too long, a part.
+    """
+    parts = canvas.joined(parts)
+    first, last = ("" if not parts or isinstance(part, Hole) else part for part in (parts[0], parts[-1]))
+    if limit is None or len(parts) < 2:
+        return "", parts, ""
+    middle = parts[bool(first) : len(parts) - bool(last)]
+    sizes = (part.longest if isinstance(part, Hole) else len(canvas.encode(tokenizer, part)) for part in middle)
+    room = limit - sum(sizes) - 2  # BOS, EOS
+    after = _lines(tokenizer, last, room // 2, 1)
+    before = _lines(tokenizer, first, room - len(canvas.encode(tokenizer, after)), -1)
+    after = _lines(tokenizer, last, room - len(canvas.encode(tokenizer, before)), 1)
+    kept = [*([before] if before else []), *middle, *([after] if after else [])]
+    return first[: len(first) - len(before)], kept, last[len(after) :]
+
+
+def _lines(tokenizer: Any, text: str, room: int, step: int) -> str:
+    """Lines from the beginning (step 1) or the end (-1) of a text, as many as `room` tokens hold; a part of one too long."""
+    kept: list[str] = []
+    for line in text.splitlines(keepends=True)[::step]:
+        # a line of so many characters is not looked at whole: it takes long, and does not fit
+        size = min(len(line), 16 * max(room, 0))
+        part = line[:size] if step == 1 else line[len(line) - size :]
+        while not kept and len(canvas.encode(tokenizer, part)) > room:
+            part = part[: len(part) // 2] if step == 1 else part[-(len(part) // 2) :] if len(part) > 1 else ""
+        room -= len(canvas.encode(tokenizer, part))
+        if room < 0 or (kept and part != line):
+            break
+        kept.append(part)
+        if part != line:
+            break
+    return "".join(kept[::step])
+
+
 def _settled(part: str | Hole) -> bool:
     return isinstance(part, str) or part.settled
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffulm import animation
 from diffulm.cli._common import only_result, open_model, read_text, write_json
+from diffulm.cli._editing import Editing
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions, checked
 from diffulm.watch import Callback, watching
@@ -23,12 +24,14 @@ def fill(
     save_animation: str | None,
     as_json: bool,
     stream: bool = False,
+    edit: Editing | None = None,
     **asked: Any,
 ) -> None:
     """Run `lm.generate` or `lm.infill` on one text and print the text, or a JSON document that also says how.
 
     `asked`: keys of `GenerateOptions`, which are checked before the model is opened, as is what else can be: a bad number
-    should not cost a minute of loading. stream: print the text as far as it is final (`generate` alone).
+    should not cost a minute of loading. stream: print the text as far as it is final (`generate` alone). edit: `text` has
+    holes that are not marked in it, or is a file's (`infill` alone).
     """
     checked(GenerateOptions, **asked)
     clash = [flag for flag, given in (("--json", as_json), ("--n", asked["n"] > 1), ("--watch", watch)) if given]
@@ -36,7 +39,7 @@ def fill(
         raise BadInput(f"--stream prints one text as it comes and nothing else: leave out {' and '.join(clash)}")
     if save_animation is not None:
         animation.check(save_animation)
-    text = read_text(text)
+    text = read_text(text) if edit is None else text
     with only_result() as out:
         lm, frames = open_model(model, mask_token_id, dtype), []
         shown: list[str] = []
@@ -48,17 +51,24 @@ def fill(
         with watching(watch, lm.tokenizer) as drawn:
             wanted = [drawn, frames.append if save_animation is not None else None]
             streamed = {"on_text": show} if stream else {}
-            result = getattr(lm, verb)(text, callback=_each(wanted), **streamed, **asked)
+            given = text if edit is None else edit.shortened(lm)
+            result = getattr(lm, verb)(given, callback=_each(wanted), **streamed, **asked)
+        result = result if edit is None else edit.whole(result)
+        if edit is not None and edit.in_place:
+            edit.save(text, result.text)
         if as_json:
-            write_json(_document(result) | {"model": model, "options": asked}, out)
+            edits = {} if edit is None else edit.document(result)
+            write_json(_document(result) | edits | {"model": model, "options": asked}, out)
         elif shown:
             print(file=out)
         elif asked["n"] > 1 and result.candidates:
             for number, one in enumerate(result.candidates, 1):
                 score = "" if math.isnan(one.score) else f", {one.score:.2f} nats"
                 print(f"--- {number} of {len(result.candidates)}{score}\n{one.text}", file=out)
-        else:
+        elif edit is None or edit.path is None:
             print(result.text, file=out)
+        elif not edit.in_place:
+            print(result.text, end="", file=out)  # the whole file as it would be
         if save_animation is not None:
             page = animation.page(lm.tokenizer, frames, f"DiffuLM: {verb} with {model}", result.text)
             animation.save(save_animation, page)

@@ -20,7 +20,7 @@ from transformers import Cache
 
 from diffulm.bounds import Denoise
 from diffulm.denoiser.denoiser import Denoiser, evaluating
-from diffulm.denoiser.tile import bucket, tile_rows, tiled
+from diffulm.denoiser.tile import bucket, joined, tile_rows, tiled
 from diffulm.shapes import Int
 
 Mode = Literal["exact", "prefix", "dual"]
@@ -140,7 +140,7 @@ class _Windows:
         self.shape: tuple[int, ...] | None = None
 
     def logits(self, ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
-        """(where.sum(), V) float32, row-major."""
+        """(where.sum(), V), row-major."""
         home, device = ids.device, self.denoiser.device
         ids, where = ids.to(device), where.to(device)
         real = torch.ones_like(where) if present is None else present.to(device)
@@ -163,7 +163,7 @@ class _Windows:
                     )
         if not found:
             return torch.zeros(0, self.denoiser.vocabulary, device=home)
-        return torch.cat([found[i] for i in sorted(found)]).to(home)
+        return joined([found[i] for i in sorted(found)]).to(home)
 
     def _windows(self, ids: Tensor, where: Tensor, real: Tensor) -> dict[int, tuple[int, int]]:
         """Which positions of which canvases have to be run."""
@@ -209,7 +209,7 @@ class _Windows:
             self.seen[i, begin : begin + size] = ids[i, begin : begin + size]
             if self.mode == "exact":
                 self.seen[i, begin + size :] = -1  # computed from what stood before this window until now
-        return logits.float().split(asked.sum(1).tolist())
+        return logits.split(asked.sum(1).tolist())
 
 
 def _columns(marks: Tensor, count: int) -> Tensor:

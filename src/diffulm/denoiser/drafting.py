@@ -39,7 +39,9 @@ def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Te
         columns = _path(held, known.tolist()[:-1])
         _keep(cache, columns, device)
         new = len(known) - len(columns)
-        visible, offset, rows = (part.to(device) for part in layout(new, draft.parents, draft.ahead, denoiser.record.shift))
+        visible, offset, rows = (
+            part.to(device) for part in layout(new, draft.parents, draft.ahead, denoiser.record.shift)
+        )
         clean = [*known.tolist()[len(columns) :], *draft.tokens]
         masks = [denoiser.record.mask_token_id] * (len(offset) - len(clean))
         visible = torch.cat([visible.new_ones(len(visible), len(columns)), visible], 1)

@@ -23,7 +23,12 @@ Project = Callable[[nn.Module, Tensor], Tensor]
 def row_by_row(counts: list[int]) -> Project:
     """Logits (n, V), each row of the batch by itself: one product of another shape would round a row differently
     according to what its neighbours asked for."""
-    return lambda head, hidden: torch.cat([head(part) for part in hidden.split(counts)])
+
+    def project(head: nn.Module, hidden: Tensor) -> Tensor:
+        parts = [head(part) for part in hidden.split(counts) if len(part)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else head(hidden)
+
+    return project
 
 
 def cross_entropy(targets: Tensor, forbidden: int | None, vocabulary: int) -> Project:

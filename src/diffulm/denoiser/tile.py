@@ -29,7 +29,7 @@ def tile_rows(denoiser: Denoiser, rows: int | None = None) -> int:
 
 
 def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
-    """The Denoise protocol of `bounds` and the samplers on a real model: (ids, where, present) -> float32 logits.
+    """The Denoise protocol of `bounds` and the samplers on a real model: (ids, where, present) -> logits.
 
     ids (B, L), where (B, L) and present (B, L) may be of any B; present is False for padding, which nobody sees.
     """
@@ -52,9 +52,14 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
                     found.update(zip(chosen, parts, strict=False))
         if not found:
             return torch.zeros(0, denoiser.vocabulary, device=home)
-        return torch.cat([found[i] for i in sorted(found)]).to(home)
+        return joined([found[i] for i in sorted(found)]).to(home)
 
     return denoise
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """All rows, without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def bucket(length: int, limit: int | None) -> int:
@@ -68,7 +73,7 @@ def _run(denoiser: Denoiser, ids: Tensor, where: Tensor, real: Tensor, length: i
     ids, where, real = (_fit(t, size, length) for t in (ids, where, real))
     base = denoiser.default_visible(length, ids.device, ids == denoiser.record.mask_token_id)
     logits = denoiser(ids, base & visibility.present(real), where)
-    return logits.float().split(where.sum(1).tolist())  # rows that only fill the tile give empty parts at the end
+    return logits.split(where.sum(1).tolist())  # rows that only fill the tile give empty parts at the end
 
 
 def _fit(t: Tensor, rows: int, length: int) -> Tensor:

@@ -117,7 +117,7 @@ def next_command(config: "AdaptConfig") -> str:
     out = shlex.quote(config.out)
     if config.objective == "autoregressive":
         return f"diffulm adapt tiny model={out} data=... out=..."
-    return f"diffulm generate {out} --prompt 'The' --length 32"
+    return f"diffulm generate {out} --prompt 'The' --length 32{' --sampler verified' * (config.lora_rows == 'masked')}"
 
 
 def tokens_a_step(config: "AdaptConfig") -> int:

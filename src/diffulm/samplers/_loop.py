@@ -104,7 +104,7 @@ def sample(
         began, current = torch.where(leftmost == current, began, step), leftmost
         here = number == current[:, None]
         own_free, own, now = free & here, masked & here, step - began
-        steps_of = shares.gather(1, current[:, None])[:, 0]
+        steps_of = shares.gather(1, current[:, None])[:, 0].clamp(min=1)
         # More steps than tokens are of use only where tokens are hidden again.
         most = steps_of if remask else steps_of.minimum(tokens.gather(1, current[:, None])[:, 0]).clamp(min=1)
         stay = partial(commit.stay, own_free.sum(1), most)
@@ -200,8 +200,9 @@ class _History:
 
 
 def _spread(where: Tensor, values: Tensor) -> Tensor:
-    """(n,) values at the n positions of `where`, 0 elsewhere: (B, L)."""
-    out = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
+    """(n,) values at the n positions of `where`, NaN or token 0 elsewhere: (B, L)."""
+    fill = torch.nan if values.is_floating_point() else 0
+    out = torch.full(where.shape, fill, dtype=values.dtype, device=values.device)
     out[where] = values
     return out
 

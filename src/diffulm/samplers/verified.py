@@ -63,7 +63,9 @@ class Race:
         banned = [token for token in self.forbidden if token < len(logits)]
         logits = logits.index_fill(0, torch.tensor(banned, dtype=torch.int64, device=logits.device), -torch.inf)
         if not bool(logits.max().isfinite()):
-            raise FloatingPointError("the logits of a position are NaN, infinite or all forbidden: no token can be drawn")
+            raise FloatingPointError(
+                "the logits of a position are NaN, infinite or all forbidden: no token can be drawn"
+            )
         if self.temperature == 0:
             return logits
         weights = ((logits - logits.max()) / max(self.temperature, 1e-30)).softmax(0)
@@ -132,7 +134,8 @@ def continued(
     draft = planned([], [], [], length - len(known), depth, groups)
     while len(known) < length:
         exact, ahead = read(known, draft)
-        place, tokens, chances = 0, [], []
+        place: int | None = 0
+        end, tokens, chances = 0, [], []
         children = {pair: i + 1 for i, pair in enumerate(zip(draft.parents, draft.tokens, strict=True))}
         while place is not None:
             end, token = place, int(race.scores(exact[place], len(known) + len(tokens)).argmax())
@@ -197,7 +200,7 @@ def verified(
             masked[row, new], revealed[row, new] = False, forwards[row].cpu()
             forwards[row] += 1
             if tokens[-1] == eos_token_id:
-                ids[row, at:end] = eos_token_id if pad_token_id is None else pad_token_id
+                ids[row, at:end] = tokens[-1] if pad_token_id is None else pad_token_id
                 masked[row], revealed[row, at:end] = False, forwards[row].cpu() - 1
             show()
             if tokens[-1] == eos_token_id:
