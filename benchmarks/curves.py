@@ -1,14 +1,15 @@
 """Quality against speed: what it costs to reveal several tokens a forward, for every order and every commit rule.
 
-    python benchmarks/curves.py OUT.json NAME=MODEL,PARENT[,HELD_OUT] ... [--plot PICTURE.png] [--only samples holes cache]
+    python benchmarks/curves.py OUT.json NAME=MODEL,PARENT[,HELD_OUT] ... [--plot PICTURE.png] [--only samples holes ...]
 
 MODEL: a diffusion model, by name or folder; PARENT: the AR model that judges its samples; HELD_OUT: text files, or left out
 where the text is Python: then the held-out modules of the standard library, and what is filled is parsed as well. Without any
 model OUT.json is only read: plotted and printed as tables.
 
-(a) `samples`: unconditional texts: nats a token under the parent AND the entropy of the tokens a text uses, beside the
-parent's own samples and held-out text. (b) `holes`: tokens that come back in held-out holes at temperature 0, for models that
-see both sides. (c) `cache`: the same two beside the positions that a forward runs, for caches of full attention.
+(a) `samples` (temperature 1) and `cooler` (0.7, top-p 0.9): unconditional texts: nats a token under the parent AND the
+entropy of the tokens a text uses, beside the parent's own samples and held-out text. (b) `holes`: tokens that come back in
+held-out holes at temperature 0, for models that see both sides. (c) `cache`, `cached holes`: the same two beside the positions
+that a forward runs, for the caches of full attention.
 Tokens a forward are counted. Each point is written as soon as it is there, and one that is in OUT.json is not run again.
 """
 
@@ -44,15 +45,15 @@ from diffulm.recipes.demo import write_text
 
 Options = dict[str, Any]
 # Samples and positions of one, BOS included: half a minute a point on one core with models of about this size.
-SAMPLES = {"text": (48, 128), "python": (32, 64)}
-HOLES, HOLE, LONGEST = 96, 16, 128
+SAMPLES = {"text": (32, 128), "python": (32, 64)}
+HOLES, HOLE, LONGEST = 96, 12, 96
 CACHED_SAMPLES, CACHED_LENGTH, WINDOW = 24, 128, 32
-ORDERS = ("confidence", "entropy", "margin", "left_to_right", "random")
+ORDERS = ("confidence", "entropy", "left_to_right", "random")
 TOGETHER = (1, 2, 4, 8, 16)
 ADAPTIVE = {
-    "threshold": ("confidence", (0.95, 0.9, 0.8, 0.7, 0.5)),
+    "threshold": ("confidence", (0.95, 0.9, 0.7, 0.5)),
     "entropy_bound": ("entropy", (0.05, 0.2, 0.5, 1.0, 2.0)),
-    "factor": ("confidence", (0.5, 1.0, 2.0, 4.0)),
+    "factor": ("confidence", (0.5, 1.0, 2.0)),
 }
 COOLER = {"temperature": 0.7, "top_p": 0.9}
 
@@ -71,17 +72,18 @@ def sweep(free: int, most: int) -> Iterator[Options]:
         for limit in limits:
             yield {"sampler": order, rule: limit}
     yield {"sampler": "first_hitting"}
+    yield at_once(free, "margin", 1)
+    yield at_once(free, "margin", 4)
     for count in (2, 4, 8):
         if count <= most:
             yield at_once(free, "confidence", count, schedule="cosine")
-            yield at_once(free, "random", count, schedule="cosine")
-    for sampler, limit in (("left_to_right", 0.2), ("left_to_right", 1.0), ("random", 1.0), ("confidence", 1.0)):
+    for sampler, limit in (("left_to_right", 0.2), ("left_to_right", 1.0), ("confidence", 1.0)):
         yield {"sampler": sampler, "entropy_bound": limit}
 
 
 def cooler(free: int, most: int) -> Iterator[Options]:
     """The few of them that are run at a lower temperature too."""
-    for count in (count for count in (1, 2, 4, 8) if count <= most):
+    for count in (1, 2, 4, 8):
         for order in ("confidence", "entropy", "left_to_right", "random"):
             yield at_once(free, order, count) | COOLER
     for limit in (0.2, 1.0):
@@ -127,16 +129,16 @@ class Model:
         """What is to be run."""
         free, record = self.length - 1, self.denoiser.record
         hot = [options | {"temperature": 1.0} for options in sweep(free, self.most)]
-        runs = {"samples": hot + list(cooler(free, self.most))}
+        runs = {"samples": hot, "cooler": list(cooler(free, self.most))}
         if record.infills:
             runs["holes"] = list(sweep(HOLE, HOLE))
-        if record.attention == "full":
+        if record.attention == "full" and self.python:
             runs["cache"] = [at_once(CACHED_LENGTH - 1, "confidence", 2, temperature=1.0) | one for one in caches()]
             runs["cached holes"] = [at_once(HOLE, "confidence", 2) | one for one in caches()]
         return runs
 
     def run(self, kind: str, options: Options) -> Options:
-        if kind == "samples":
+        if kind in ("samples", "cooler"):
             return self.judged(self.drawn(self.samples, self.length, options))
         if kind == "holes":
             return self.refilled(self.filled(options))
@@ -165,9 +167,7 @@ class Model:
         made = []
         for task in self.tasks:
             position = torch.arange(len(task.ids))
-            made.append(
-                Canvas(torch.tensor(task.ids), (position < task.start) | (position >= task.stop), (), None)
-            )
+            made.append(Canvas(torch.tensor(task.ids), (position < task.start) | (position >= task.stop), (), None))
         return fill(self.denoiser.seeing_everything(), made, GenerateOptions(**options), [self.tokenizer.eos_token_id])
 
     def judged(self, done: list[Filled]) -> Options:
@@ -241,11 +241,125 @@ def read(file: Path) -> dict[str, Any]:
     return conditions(torch.get_num_threads()) | {"holes": HOLES, "hole": HOLE, "points": []}
 
 
+def family(point: Options) -> str:
+    """What a curve joins: an order with fixed steps, or a rule."""
+    options = point["options"]
+    rule = next((name for name in ADAPTIVE if name in options), options.get("schedule", ""))
+    plain = rule in ADAPTIVE and options["sampler"] == ADAPTIVE[rule][0]
+    order = options["sampler"].replace("_", " ")
+    return rule.replace("_", " ") if plain else f"{order}, {rule.replace('_', ' ')}" if rule else order
+
+
+def families(report: Options, model: str, kind: str) -> dict[str, list[Options]]:
+    """Curve -> its points, slowest first."""
+    found: dict[str, list[Options]] = {}
+    for point in report["points"]:
+        if (point["model"], point["kind"]) == (model, kind):
+            found.setdefault(family(point), []).append(point)
+    return {name: sorted(points, key=lambda one: one["tokens_per_forward"]) for name, points in found.items()}
+
+
+def differences(point: Options, slow: Options) -> dict[str, tuple[float, float]]:
+    """Figure -> (difference to one at a time, its standard error); holes are paired."""
+    if "right" in point:
+        return {"accuracy": error([(a - b) / HOLE for a, b in zip(point["right"], slow["right"], strict=True)])}
+    return {key: (point[key][0] - slow[key][0], math.hypot(point[key][1], slow[key][1])) for key in ("nats", "entropy")}
+
+
+def falls(points: list[Options], slow: Options) -> str:
+    """The slowest point that differs from one at a time by more than two standard errors, and in what."""
+    for point in points:
+        far = {key: value for key, (value, sigma) in differences(point, slow).items() if abs(value) > 2 * sigma > 0}
+        if far:
+            what = ", ".join(f"{key} {value:+.2f}" for key, value in far.items())
+            return f"{point['tokens_per_forward']:.1f} ({what})"
+    return f"not up to {points[-1]['tokens_per_forward']:.1f}"
+
+
+def told(point: Options) -> str:
+    if "accuracy" in point:
+        parses = f", {point['parses']:.0%}" if "parses" in point else ""
+        return f"{point['accuracy'][0]:.1%}{parses}"
+    return f"{point['nats'][0]:.2f} / {point['entropy'][0]:.2f}"
+
+
+def tables(report: Options) -> str:
+    """Every curve as a line of Markdown: tokens a forward: figures, and where it leaves one at a time."""
+    lines = []
+    for model in dict.fromkeys(point["model"] for point in report["points"]):
+        mine = [point for point in report["points"] if point["model"] == model]
+        lines += [f"{model}, {one['options']['name']}: {told(one)}" for one in mine if one["kind"] == "reference"]
+        for kind in ("samples", "cooler", "holes"):
+            curves = families(report, model, kind)
+            lines += [
+                "",
+                f"| {model}, {kind} | tokens a forward: figures | differs from one at a time |",
+                "|---|---|---|",
+            ]
+            for name, points in curves.items():
+                slow = curves.get(points[0]["options"]["sampler"].replace("_", " "), points)[0]
+                cells = "; ".join(f"{one['tokens_per_forward']:.1f}: {told(one)}" for one in points)
+                lines.append(f"| {name} | {cells} | {falls(points, slow)} |")
+        for point in (one for one in mine if "positions" in one):
+            options = {key: point["options"].get(key) for key in ("block", "cache", "refresh")}
+            lines.append(f"{model}, {point['kind']} {options}: {point['positions']:.1f} positions, {told(point)}")
+    return "\n".join(lines)
+
+
+STYLES = {
+    "confidence": ("tab:blue", "o-"), "entropy": ("tab:cyan", "o-"), "left to right": ("tab:green", "o-"),
+    "random": ("tab:gray", "o-"), "threshold": ("tab:red", "s--"), "entropy bound": ("tab:orange", "s--"),
+    "factor": ("tab:purple", "s--"),
+}  # fmt: skip
+
+
+def plot(report: Options, file: str) -> None:
+    """Nats and entropy of samples at temperature 1, accuracy in holes: a column a model, a row a figure."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(point["model"] for point in report["points"]))
+    rows = {
+        "nats": "nats a token under the parent",
+        "entropy": "entropy of a sample",
+        "accuracy": "tokens that come back",
+    }
+    figure = Figure(figsize=(3.1 * len(models), 7.2), layout="constrained")
+    grid = figure.subplots(len(rows), len(models), squeeze=False, sharex=True)
+    for column, model in enumerate(models):
+        references = {
+            one["options"]["name"]: one
+            for one in report["points"]
+            if (one["model"], one["kind"]) == (model, "reference")
+        }
+        for axes, (key, label) in zip(grid[:, column], rows.items(), strict=True):
+            curves = families(report, model, "holes" if key == "accuracy" else "samples")
+            for name, (colour, line) in STYLES.items():
+                points = curves.get(name, [])
+                along = [one["tokens_per_forward"] for one in points]
+                values, errors = ([one[key][i] for one in points] for i in (0, 1))
+                axes.errorbar(along, values, errors, fmt=line, color=colour, label=name, ms=3, lw=1.2, elinewidth=0.7)
+            mark = references["parent" if key != "accuracy" else "parent, left side of the holes"]
+            if curves:
+                axes.axhline(mark[key][0], color="black", lw=1, ls=":", label="the AR parent")
+            else:
+                axes.set_axis_off()
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(TOGETHER, [str(count) for count in TOGETHER])
+            axes.tick_params(labelbottom=bool(curves))
+            axes.grid(alpha=0.3)
+            if column == 0:
+                axes.set_ylabel(label)
+        grid[0, column].set_title(model)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=9)
+    figure.supxlabel("tokens a forward", fontsize=10)
+    figure.savefig(file, dpi=90, pil_kwargs={"optimize": True})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="*")
-    parser.add_argument("--only", nargs="+", help="samples, holes, cache, cached holes")
+    parser.add_argument("--only", nargs="+", help="samples, cooler, holes, cache, cached holes")
     parser.add_argument("--plot")
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -262,6 +376,10 @@ def main() -> None:
                 begun = time.process_time()
                 written(asked.out, [name, kind, options], model.run(kind, options))
                 print(f"{time.process_time() - begun:6.1f} s {name} {kind} {options}", file=sys.stderr, flush=True)
+    report = read(asked.out)
+    if asked.plot:
+        plot(report, asked.plot)
+    print(tables(report))
 
 
 if __name__ == "__main__":

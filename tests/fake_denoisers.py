@@ -12,6 +12,7 @@ MASK = 9
 VOCABULARY = 10
 
 SAMPLERS = [name for name in names() if name != "verified"]  # that one has a loop of its own
+OURS = ["confidence", "entropy", "left_to_right", "margin", "random"]  # those that go with every commit rule
 COMMITS = {
     "linear": {"steps": 4},
     "cosine": {"steps": 4, "schedule": "cosine"},
@@ -112,6 +113,42 @@ def run(sampler, ids, fixed, present=None, seeds=None, denoise=None, **options):
         seeds=seeds,
         **{"steps": 4, "temperature": 1.0, "top_p": 0.9, **options},
     )
+
+
+def followed(sampler, ids, fixed, present=None, eos=None, **options):
+    """`run`, with everything checked that can be seen from outside."""
+    denoise, frames = Hashed(), []
+    out, forwards = run(
+        sampler, ids, fixed, present, denoise=denoise, callback=frames.append, eos_token_id=eos, **options
+    )
+    free = ~fixed if present is None else ~fixed & present
+    assert torch.equal(out[~free], ids[~free]), "what is fixed stays"
+    assert not (out[free] == MASK).any(), "no mask survives"
+    assert forwards.sum() == denoise.rows, "forwards is what was run"
+    assert denoise.batches <= {len(ids)}, "the denoiser always gets the whole batch"
+    assert len(frames) == forwards.max() + 1
+    assert torch.equal(frames[0].masked, free)
+    assert torch.equal(frames[-1].ids, out)
+    run_in = torch.zeros_like(forwards)
+    number = torch.arange(ids.shape[1]) // options.get("block", ids.shape[1])
+    for before, after in itertools.pairwise(frames):
+        shown, hidden = before.masked & ~after.masked, after.masked & ~before.masked
+        unfinished = before.masked.any(1)
+        # A row is run as long as it has a mask, and every forward of it reveals something; then never again.
+        assert torch.equal(shown.any(1), unfinished)
+        run_in += unfinished
+        assert torch.equal(after.step > before.step, unfinished)
+        assert (after.ids[after.masked] == MASK).all()
+        kept = ~before.masked & ~hidden
+        if eos is None:
+            assert torch.equal(after.ids[kept], before.ids[kept]), "what is revealed stays, or is hidden again"
+        if "remask" not in options:
+            assert not hidden.any()
+        current = torch.where(before.masked, number, len(number)).amin(1, keepdim=True)
+        assert not (shown & (eos is None) & (number != current)).any(), "block after block"
+        assert torch.equal(after.revealed < 0, after.masked | ~free)
+    assert torch.equal(run_in, forwards)
+    return out, forwards, frames
 
 
 def chi_squared(outcomes: torch.Tensor, law: dict) -> tuple[float, int]:

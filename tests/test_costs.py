@@ -141,7 +141,7 @@ def test_logits_are_taken_in_chunks():
 
 
 def test_inference():
-    assert tile_rows(Denoiser(build("llama"), Record(3, 1))) == costs.TILE_ROWS
+    assert tile_rows(Denoiser(build("llama"), Record(3, 1)), 32, 1) == costs.TILE_ROWS
     half, single = inference_memory(LLAMA_7B, 2048), inference_memory(LLAMA_7B, 2048, size=4)
     assert half.weights == 2 * LLAMA_7B.parameters
     assert single.weights == 2 * half.weights

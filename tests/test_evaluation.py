@@ -248,8 +248,8 @@ def test_samples_of_a_block_model_see_what_is_finished(model, monkeypatch):
     seen = []
     original = filling.tiled
 
-    def watching(denoiser, rows):
-        denoise = original(denoiser, rows)
+    def watching(denoiser):
+        denoise = original(denoiser)
 
         def call(ids, where, present=None):
             seen.append((ids.clone(), where.clone()))

@@ -170,7 +170,7 @@ def test_a_hole_is_no_longer_than_there_is_room():
 TEXTS = ["a", "b", "ab", ""]
 
 
-@pytest.mark.parametrize("pattern", ["a*b", "(ab)*", "a|bb", "[ab]{3}", "(a|b)*bb?", "b+"])
+@pytest.mark.parametrize("pattern", ["a*b", "(ab)*", "a|bb", "[ab]{3}", "(a|b)*bb?", "b(ab)+", ".*"])
 def test_what_an_automaton_allows_is_what_some_text_needs(pattern):
     pytest.importorskip("outlines_core")
     machine = constraints.automaton(pattern, TEXTS, eos_token_id=3)
@@ -236,8 +236,8 @@ FREE = st.one_of(
 
 
 @pytest.mark.parametrize("make", [byte_level, sentence_piece])
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(parts=st.lists(FREE, min_size=1, max_size=5), method=st.sampled_from(["rank", "grow"]))
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(parts=st.lists(FREE, min_size=1, max_size=4), method=st.sampled_from(["rank", "grow"]))
 @example(["un", Hole(1, 2), "le\r\n", Hole(1, 2)], "rank")
 @example([Hole(1, 2), Hole(1, 2)], "grow")
 def test_any_text_with_any_holes_comes_back(make, parts, method):
@@ -252,7 +252,7 @@ def test_any_text_with_any_holes_comes_back(make, parts, method):
 def test_the_middle_of_a_word_is_found():
     lm = pocket()
     rest = "(self):\n        try:\n            self.file.close()\n        finally:\n            self.closed = True\n"
-    made = lm.infill(["class Reader:\n    def clo", Hole(1, 3), rest])
+    made = lm.infill(["class Reader:\n    def clo", Hole(1, 2), rest])
     assert made.fills == ["se"] and made.text.startswith("class Reader:\n    def close(self)")
 
 

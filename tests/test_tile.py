@@ -102,11 +102,13 @@ def test_a_tile_never_exceeds_the_context(monkeypatch):
 def test_rows_a_tile(monkeypatch):
     denoiser, _ = adopt(build("llama"))
     tokens, where, present = batch()
-    assert tile_rows(denoiser) == 8
+    assert tile_rows(denoiser, LENGTH, 3) == 8
     some = tiled(denoiser, rows=3)(tokens, where, present)
     torch.testing.assert_close(some, tiled(denoiser)(tokens, where, present), atol=5e-6, rtol=0)  # as above
-    monkeypatch.setattr(tile, "SMALL_MODEL", 10)
-    assert tile_rows(denoiser) == 1
+    monkeypatch.setattr(tile, "SMALL", 10)
+    assert tile_rows(denoiser, LENGTH, 3) == 1
+    denoiser.model.bfloat16()
+    assert tile_rows(denoiser, LENGTH, 3) == 3 and tile_rows(denoiser, LENGTH, 30) == 8
 
 
 def test_a_model_in_training_denoises_without_dropout():

@@ -18,6 +18,7 @@ from diffulm.shapes import Bool, Float, Int
 
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+_END = "\x03"
 _BROKEN = 3  # tokens that a word may have been broken into
 
 
@@ -111,12 +112,13 @@ def automaton(pattern: str, texts: Sequence[str], eos_token_id: int | None) -> A
         ) from None
     tokens: dict[str | bytes, list[int]] = {}
     for token, text in enumerate(texts):
-        if text and token != eos_token_id:
+        if text and token != eos_token_id and _END not in text:
             tokens.setdefault(text, []).append(token)
-    # it wants one; the id after the last stands for none
-    end = len(texts) if eos_token_id is None else eos_token_id
+    # It loses what goes on from a text that could end: so none can before _END, which is a token of its own.
+    end = len(texts)
+    tokens[_END] = [end]
     try:
-        index = Index(pattern, Vocabulary(end, tokens))
+        index = Index(f"(?:{pattern}){_END}", Vocabulary(end + 1, tokens))
     except ValueError as error:
         why = (
             "no tokens can spell what it asks for"
@@ -129,10 +131,13 @@ def automaton(pattern: str, texts: Sequence[str], eos_token_id: int | None) -> A
     moves: dict[int, dict[int, list[int]]] = {}
     for state, reached in index.get_transitions().items():
         for token, to in reached.items():
-            if token != end:
-                moves.setdefault(state, {}).setdefault(to, []).append(token)
-    frozen = {state: {to: frozenset(found) for to, found in reached.items()} for state, reached in moves.items()}
-    return Automaton(index.get_initial_state(), frozenset(index.get_final_states()), frozen)
+            moves.setdefault(state, {}).setdefault(to, []).append(token)
+    frozen = {
+        state: {to: frozenset(found) for to, found in reached.items() if max(found) < end}
+        for state, reached in moves.items()
+    }
+    finals = frozenset(state for state, reached in moves.items() if any(end in found for found in reached.values()))
+    return Automaton(index.get_initial_state(), finals, frozen)
 
 
 def matching(machine: Automaton, start: int, stop: int, mask_token_id: int) -> Constraint:

@@ -17,7 +17,7 @@ from diffulm.constraints import Constraint, constrained
 from diffulm.denoiser.cache import cacheable, cached
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.kernels import hasten
-from diffulm.denoiser.tile import tile_rows, tiled
+from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame, sample
@@ -75,7 +75,7 @@ def fill(
         batch = canvases[start : start + options.batch_size]
         ids, fixed, present = (part.to(denoiser.device) for part in stacked(batch))
         began = time.perf_counter()
-        denoise, block = denoising(denoiser, options, len(batch))
+        denoise, block = denoising(denoiser, options)
         denoise = constrained(denoise, constraint) if constraint else denoise
         filled, forwards = sample(
             denoise,
@@ -98,14 +98,14 @@ def fill(
     return results
 
 
-def denoising(denoiser: Denoiser, options: GenerateOptions, rows: int) -> tuple[Denoise, int | None]:
-    """(how to run the model on one batch of `rows` canvases, positions a block or None for all at once).
+def denoising(denoiser: Denoiser, options: GenerateOptions) -> tuple[Denoise, int | None]:
+    """(how to run the model on one batch of canvases, positions a block or None for all at once).
 
     Block-causal models are filled block by block, with the exact cache where their family can be given one. BadInput for
     options that this model cannot follow.
     """
     hasten(denoiser.model)
-    record, tile = denoiser.record, tile_rows(denoiser, rows)
+    record = denoiser.record
     if record.attention == "block":
         if options.block not in (None, record.block_size):
             raise BadInput(
@@ -116,15 +116,15 @@ def denoising(denoiser: Denoiser, options: GenerateOptions, rows: int) -> tuple[
                 f"cache={options.cache} is for full attention; a block-causal model has an exact cache by itself"
             )
         keeps = options.cache == "auto" and cacheable(denoiser)
-        return cached(denoiser, rows=tile) if keeps else tiled(denoiser, tile), record.block_size
+        return cached(denoiser) if keeps else tiled(denoiser), record.block_size
     if options.cache in ("prefix", "dual"):
         if not cacheable(denoiser):
             raise BadInput(
                 f"cache={options.cache}: this model's layers keep no keys and values by position; leave it out"
             )
         block = options.block or DEFAULT_WINDOW
-        return cached(denoiser, options.cache, block, options.refresh, tile), block
-    return tiled(denoiser, tile), options.block
+        return cached(denoiser, options.cache, block, options.refresh), block
+    return tiled(denoiser), options.block
 
 
 def streams(seed: int | list[int], count: int) -> list[tuple[int, int]]:

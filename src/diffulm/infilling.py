@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffulm import canvas, holes, randomness
+from diffulm import canvas, holes
 from diffulm.canvas import Canvas, Hole
 from diffulm.constraints import Constraint
 from diffulm.denoiser.denoiser import Denoiser
@@ -20,6 +20,7 @@ from diffulm.filling import Callback, Filled, fill, streams
 from diffulm.holes import Candidate, Search, Solution
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame
+from diffulm.streaming import draws
 
 Stream = tuple[int, int]
 Parts = Sequence[str | Hole]
@@ -138,9 +139,7 @@ class Infiller:
                 "or leave the length to the model with <hole>"
             )
         made = self._template(parts)
-        seeds = [
-            (randomness.key("draw", seed[0], draw) if draw else seed[0], seed[1]) for draw in range(self.options.n)
-        ]
+        seeds = draws(seed, self.options.n)
         results = self._fill([made] * len(seeds), seeds, None, range(len(seeds)))
         found = []
         for result in results:

@@ -74,7 +74,7 @@ def _filling(
     stop: list[str] = typer.Option(
         [], "--stop", metavar="<str>", help="End the text before this one; may be given again.", show_default=False
     ),
-    n: int = typer.Option(1, "--n", "-n", help="So many results."),
+    n: int = typer.Option(1, "--n", "-n", help="So many results; they differ at a temperature."),
     seed: int = SEED,
     batch_size: int = typer.Option(16, "--batch-size", help="Texts at a time. Changes memory, not results."),
     mask_token_id: int | None = MASK_TOKEN_ID,

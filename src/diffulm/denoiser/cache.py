@@ -87,13 +87,13 @@ def cached(
     mode: `exact` for block-causal models; `prefix` runs the current block and all after it, `dual` the block alone, both see
     the rest as it was at the last refresh. block: positions a block, default the record's. A canvas is refreshed (run
     whole) when it comes to another block, and after every `refresh` forwards if that is given; with refresh=1 the result is
-    that of `tiled`. rows: canvases a forward. ValueError for `exact` with another attention than block-causal.
+    that of `tiled`. rows: canvases a forward, see `tile_rows`. ValueError for `exact` with another attention than block-causal.
     """
     if mode == "exact" and denoiser.record.attention != "block":
         raise ValueError(
             "the exact cache is for block-causal attention: under full attention every column sees every change"
         )
-    run = _Windows(denoiser, mode, block or denoiser.record.block_size or 32, refresh, rows or tile_rows(denoiser))
+    run = _Windows(denoiser, mode, block or denoiser.record.block_size or 32, refresh, rows)
     return run.logits
 
 
@@ -135,8 +135,9 @@ class _Windows:
     block_of: list[int]  # the block each canvas was last asked about
     age: list[int]  # forwards since the last refresh
 
-    def __init__(self, denoiser: Denoiser, mode: Mode, block: int, refresh: int | None, tile: int) -> None:
-        self.denoiser, self.mode, self.block, self.refresh, self.tile = denoiser, mode, block, refresh, tile
+    def __init__(self, denoiser: Denoiser, mode: Mode, block: int, refresh: int | None, rows: int | None) -> None:
+        self.denoiser, self.mode, self.block, self.refresh = denoiser, mode, block, refresh
+        self.rows = rows
         self.shape: tuple[int, ...] | None = None
 
     def logits(self, ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
@@ -156,11 +157,11 @@ class _Windows:
         found: dict[int, Tensor] = {}
         with evaluating(self.denoiser.model):
             for (size, columns), members in groups.items():
-                for first in range(0, len(members), self.tile):
-                    some = members[first : first + self.tile]
-                    found.update(
-                        zip((i for i, _ in some), self._run(ids, where, real, some, size, columns), strict=False)
-                    )
+                tile = self.rows or tile_rows(self.denoiser, size, len(members))
+                for first in range(0, len(members), tile):
+                    some = members[first : first + tile]
+                    logits = self._run(ids, where, real, some, tile, size, columns)
+                    found.update(zip((i for i, _ in some), logits, strict=False))
         if not found:
             return torch.zeros(0, self.denoiser.vocabulary, device=home)
         return joined([found[i] for i in sorted(found)]).to(home)
@@ -186,21 +187,17 @@ class _Windows:
         return windows
 
     def _run(
-        self, ids: Tensor, where: Tensor, real: Tensor, some: list[tuple[int, int]], size: int, columns: int
+        self, ids: Tensor, where: Tensor, real: Tensor, some: list[tuple[int, int]], tile: int, size: int, columns: int
     ) -> tuple[Tensor, ...]:
         """One forward of the tile; logits of each canvas in it."""
-        fill = [some[-1]] * (self.tile - len(some))  # the last one once more: what it writes twice is the same
+        fill = [some[-1]] * (tile - len(some))  # the last one once more: what it writes twice is the same
         chosen = [i for i, _ in some + fill]
         start = torch.tensor([start for _, start in some + fill], device=ids.device)
         positions = self.cache.window(chosen, start, size, columns)
         window = ids[chosen].gather(1, positions)
         masked, seen = (_columns(part[chosen], columns) for part in (ids == self.denoiser.record.mask_token_id, real))
         visible = self.denoiser.default_visible(columns, ids.device, masked)
-        visible = (
-            visible[positions]
-            if visible.dim() == 2
-            else visible.gather(1, positions[..., None].expand(-1, -1, columns))
-        )
+        visible = visible.expand(tile, -1, -1).gather(1, positions[..., None].expand(-1, -1, columns))
         itself = torch.arange(columns, device=ids.device) == positions[..., None]
         asked = where[chosen].gather(1, positions)
         asked[len(some) :] = False

@@ -13,19 +13,22 @@ from diffulm.denoiser.denoiser import Denoiser, evaluating
 
 BUCKET = 32
 TILE = 8
-SMALL_MODEL = 20_000_000  # parameters below which eight rows cost about as much as one on a CPU (call overhead rules)
+SMALL = (
+    2**25
+)  # parameters x positions of a row below which eight rows cost little more than one on a CPU (calls rule there)
 
 
-def tile_rows(denoiser: Denoiser, rows: int | None = None) -> int:
-    """Rows a forward: eight where they are nearly free (accelerators, small models), else one.
+def tile_rows(denoiser: Denoiser, positions: int, waiting: int) -> int:
+    """Rows a forward: eight where they are nearly free (accelerators, small models on short texts), else one.
 
-    rows: how many there are at most. Below float32, where no result is promised to the bit, no more than those are run, and a
-    large model on a CPU runs them together.
+    positions: of a row, padding included. waiting: rows to be run; below float32, where no result is promised to the bit,
+    they are run together, and no more than those.
     """
-    if rows is not None and next(denoiser.model.parameters()).element_size() < 4:
-        return min(rows, TILE)
-    small = sum(p.numel() for p in denoiser.model.parameters()) < SMALL_MODEL
-    return TILE if small or denoiser.device.type != "cpu" else 1
+    some = next(denoiser.model.parameters())
+    if some.element_size() < 4:
+        return min(waiting, TILE)
+    small = sum(p.numel() for p in denoiser.model.parameters()) * positions <= SMALL
+    return TILE if small or some.device.type != "cpu" else 1
 
 
 def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
@@ -33,7 +36,6 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
 
     ids (B, L), where (B, L) and present (B, L) may be of any B; present is False for padding, which nobody sees.
     """
-    size = rows or tile_rows(denoiser)
     limit = denoiser.context
 
     def denoise(ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
@@ -46,7 +48,8 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
         with evaluating(denoiser.model):
             for length in sorted(set(lengths)):
                 members = [i for i, n in enumerate(lengths) if n == length and bool(where[i].any())]
-                for start in range(0, len(members), size):
+                size = rows or tile_rows(denoiser, length, len(members))
+                for start in range(0, len(members), max(1, size)):
                     chosen = members[start : start + size]
                     parts = _run(denoiser, ids[chosen], where[chosen], real[chosen], length, size)
                     found.update(zip(chosen, parts, strict=False))

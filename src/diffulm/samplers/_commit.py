@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffulm.errors import BadInput
+from diffulm.errors import BadInput, unknown
 from diffulm.shapes import Bool, Float, Int
 
 
@@ -48,13 +48,17 @@ def factor(confidence: Float[Tensor, "b k"], limit: float) -> Bool[Tensor, "b k"
     return (length + 1) * (1 - confidence.cummin(1).values) < limit
 
 
+SCHEDULES = {"linear": linear, "cosine": cosine}
+ADAPTIVE = {"threshold": threshold, "entropy_bound": entropy_bound, "factor": factor}
+
+
 @dataclass(frozen=True)
 class Commit:
     """The rule of one call of `sample`."""
 
     name: str = "linear"
     stay: Callable[[Tensor, Tensor, Tensor], Tensor] = linear
-    """The schedule; not asked if the rule is adaptive."""
+    """The schedule; what it says does not count where the rule is adaptive."""
     adaptive: Callable[[Tensor, float], Tensor] | None = None
     limit: float = 0.0
 
@@ -66,12 +70,11 @@ class Commit:
 def commit_rule(schedule: str, **adaptive: float | None) -> Commit:
     """The rule that was asked for; BadInput for an unknown schedule, two adaptive rules, or one with a schedule."""
     asked = {name: limit for name, limit in adaptive.items() if limit is not None}
-    if schedule not in ("linear", "cosine"):
-        raise BadInput(f"unknown schedule {schedule!r}; there are: linear, cosine")
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", schedule, SCHEDULES)
     if len(asked) + (schedule == "cosine") > 1:
         names = [*asked, *["schedule=cosine"] * (schedule == "cosine")]
         raise BadInput(f"{' and '.join(names)} each say how many tokens to commit at once: give one of them")
     for name, limit in asked.items():
-        rules = {"threshold": threshold, "entropy_bound": entropy_bound, "factor": factor}
-        return Commit(name, adaptive=rules[name], limit=limit)
-    return Commit(schedule, cosine if schedule == "cosine" else linear)
+        return Commit(name, adaptive=ADAPTIVE[name], limit=limit)
+    return Commit(schedule, SCHEDULES[schedule])
