@@ -1,17 +1,20 @@
 """Tokens per second of diffusion decoding beside `generate` of transformers with its cache, on the same weights.
 
     python benchmarks/decoding.py --json           # the headline pairs, under ten minutes on two cores
-    python benchmarks/decoding.py --all --json     # batches, sampling, lengths, Qwen3-0.6B geometry
+    python benchmarks/decoding.py --all --json     # batches, sampling, lengths, Qwen3-0.6B geometry, the shipped models
+    python benchmarks/decoding.py --all --json --trained MODEL PARENT    # and these, as often as wanted
 
 Random weights of GPT-2-small geometry (Qwen3-0.6B too with --all), the last norm scaled up so that the distributions are
 peaked as a trained model's are; bfloat16, two threads. Speed only: what the text is worth is measured by curves.py. A pair is
 one run of each side, one after another, in an order that turns round; a figure is the median of the paired ratios,
 tokens per second of ours over those of `generate` (the tokens are as many), with its distribution-free interval. Both
-sides get the same prompt, BOS included; `generate` is kept from ending early.
+sides get the same prompt, BOS included; `generate` is kept from ending early. In bfloat16 on a CPU our side gives linear
+layers a second layout (denoiser/kernels.py), which speeds `generate` up as well: the ratio to that is *_hastened.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,9 +26,11 @@ import transformers
 from pairs import alternated, conditions, median
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
 
+import diffulm
 from diffulm.canvas import Canvas
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.kernels import hasten
 from diffulm.filling import fill
 from diffulm.options import GenerateOptions
 from diffulm.samplers import _loop
@@ -61,6 +66,9 @@ def ways(length: int, steps: int) -> dict[str, Way]:
     }
 
 
+RANDOM = {"full16_random": Way(None, {"steps": 16, "sampler": "random"})}
+
+
 def built(name: str) -> Denoiser:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GEOMETRIES[name](), dtype=torch.bfloat16).to(DEVICE).eval()
@@ -78,8 +86,9 @@ def seen_by(denoiser: Denoiser, block: int | None) -> Denoiser:
     return other
 
 
-def canvases(rows: int, prompt: int, length: int) -> list[Canvas]:
-    ids = torch.randint(0, 50_000, (rows, prompt + length), generator=torch.Generator().manual_seed(1))
+def canvases(rows: int, prompt: int, length: int, denoiser: Denoiser | None = None) -> list[Canvas]:
+    most = 50_000 if denoiser is None else denoiser.vocabulary - 1
+    ids = torch.randint(0, most, (rows, prompt + length), generator=torch.Generator().manual_seed(1))
     fixed = torch.arange(prompt + length) < prompt
     return [Canvas(row, fixed, (), None) for row in ids]
 
@@ -89,30 +98,42 @@ def ours(denoiser: Denoiser, way: Way, made: list[Canvas], **more: Any) -> Calla
     return lambda: fill(reader, made, options)
 
 
-def theirs(denoiser: Denoiser, made: list[Canvas], **drawing: Any) -> Callable[[], Any]:
-    """`generate` on the same weights; adoption has left them as they were, causal when nobody says otherwise."""
+def theirs(model: Any, made: list[Canvas], **drawing: Any) -> Callable[[], Any]:
     length = int((~made[0].fixed).sum())
     left = torch.stack([one.ids[one.fixed] for one in made]).to(DEVICE)
     options = {"max_new_tokens": length, "min_new_tokens": length, "pad_token_id": 0, "do_sample": False} | drawing
-    return lambda: denoiser.model.generate(left, attention_mask=torch.ones_like(left), **options)
+    return lambda: model.generate(left, attention_mask=torch.ones_like(left), **options)
 
 
 def compared(
-    denoiser: Denoiser, some: dict[str, Way], rows: int, length: int, pairs: int, sampled: bool = False
+    denoiser: Denoiser, parent: Any, some: dict[str, Way], made: list[Canvas], pairs: int, sampled: bool = False
 ) -> dict[str, Any]:
-    made = canvases(rows, PROMPT, length)
+    """Each way of decoding beside `generate` of the parent on the same prompts."""
+    rows, length = len(made), int((~made[0].fixed).sum())
     drawn = {"temperature": 1.0, "top_p": 0.9} if sampled else {}
-    sides = {name: ours(denoiser, way, made, **drawn) for name, way in some.items()}
-    sides["generate"] = theirs(denoiser, made, **({"do_sample": True, "top_p": 0.9, "top_k": 0} if sampled else {}))
-    seconds = alternated(sides, pairs, DEVICE)
-    rates = {name: sorted(rows * length / s for s in took)[len(took) // 2] for name, took in seconds.items()}
-    return {
-        name: median([a / b for a, b in zip(seconds["generate"], seconds[name], strict=True)])
-        | {"tokens_per_second": rates[name], "generate_tokens_per_second": rates["generate"]}
-        | {"rows": rows, "length": length, "block": way.block, "options": way.options | drawn}
-        | {"forwards": sides[name]()[0].forwards}
-        for name, way in some.items()
+    as_theirs = {"do_sample": True, "top_p": 0.9, "top_k": 0} if sampled else {}
+    sides: dict[str, Any] = {name: ours(denoiser, way, made, **drawn) for name, way in some.items()}
+    sides["generate"] = theirs(parent, made, **as_theirs)
+    if hasten(denoiser.model):
+        sides["generate, hastened"] = theirs(denoiser.model, made, **as_theirs)
+    seconds = alternated(sides, pairs, DEVICE, warm=length < 700)
+    rates = {name: rows * length / statistics.median(took) for name, took in seconds.items()}
+
+    def ratio(name: str, to: str) -> dict[str, Any]:
+        return median([a / b for a, b in zip(seconds[to], seconds[name], strict=True)])
+
+    found: dict[str, Any] = {
+        "rows": rows,
+        "prompt": int(made[0].fixed.sum()),
+        "tokens": length,
+        "tokens_per_second": rates,
     }
+    for name, way in some.items():
+        found[name] = ratio(name, "generate") | {"block": way.block, "options": way.options | drawn}
+        found[name]["forwards"] = sides[name]()[0].forwards
+        if "generate, hastened" in sides:
+            found[name]["hastened"] = ratio(name, "generate, hastened")["ratio"]
+    return found
 
 
 def shares(denoiser: Denoiser, way: Way, length: int, **drawn: Any) -> dict[str, float]:
@@ -144,38 +165,64 @@ def shares(denoiser: Denoiser, way: Way, length: int, **drawn: Any) -> dict[str,
     }
 
 
-def headline(denoiser: Denoiser, pairs: int) -> dict[str, Any]:
-    short = compared(denoiser, ways(LENGTH, 16), 1, LENGTH, pairs)
-    long = compared(denoiser, ways(512 - PROMPT, 64), 1, 512 - PROMPT, max(3, pairs // 3))
-    random = Way(None, {"steps": 16, "sampler": "random"})
+def headline(name: str, pairs: int) -> tuple[Denoiser, Any, dict[str, Any]]:
+    denoiser, parent = built(name), built(name).model
+    short = compared(denoiser, parent, ways(LENGTH, 16) | RANDOM, canvases(1, PROMPT, LENGTH), pairs)
+    long = compared(denoiser, parent, ways(512 - PROMPT, 64), canvases(1, PROMPT, 512 - PROMPT), max(3, pairs // 3))
+    full, random, block = ways(LENGTH, 16)["full16"], RANDOM["full16_random"], ways(LENGTH, 16)["block4"]
+    drawn = {"temperature": 1.0, "top_p": 0.9}
     costs = {
         "random": shares(denoiser, random, LENGTH, temperature=1.0),
-        "random, top-p": shares(denoiser, random, LENGTH, temperature=1.0, top_p=0.9),
-        "confidence": shares(denoiser, ways(LENGTH, 16)["full16"], LENGTH),
-        "confidence, top-p": shares(denoiser, ways(LENGTH, 16)["full16"], LENGTH, temperature=1.0, top_p=0.9),
-        "block4": shares(denoiser, ways(LENGTH, 16)["block4"], LENGTH),
+        "random_top_p": shares(denoiser, random, LENGTH, **drawn),
+        "confidence": shares(denoiser, full, LENGTH),
+        "confidence_top_p": shares(denoiser, full, LENGTH, **drawn),
+        "block4": shares(denoiser, block, LENGTH),
     }
-    return (
-        {f"decode_ratio_{name}": found["ratio"] for name, found in short.items()}
-        | {f"decode_ratio_{name}_at_512": found["ratio"] for name, found in long.items()}
+    names = [*ways(LENGTH, 16), *RANDOM]
+    report = (
+        {f"decode_ratio_{name}": short[name]["ratio"] for name in names}
+        | {f"decode_ratio_{name}_hastened": short[name].get("hastened") for name in names}
+        | {f"decode_ratio_{name}_at_512": long[name]["ratio"] for name in ways(480, 64)}
         | {f"sampling_share_{name}": cost["sampling_share"] for name, cost in costs.items()}
         | {"loop_share": max(cost["loop_share"] for cost in costs.values())}
         | {"pairs": {"160 positions": short, "512 positions": long}, "costs": costs}
     )
+    return denoiser, parent, report
 
 
-def everything(name: str, denoiser: Denoiser, pairs: int) -> dict[str, Any]:
-    """Batches, greedy and sampled; lengths."""
-    few = max(3, pairs // 3)
-    out: dict[str, Any] = {}
-    for rows in (1, 4, 16):
-        for sampled in (False, True):
-            key = f"{name}, {rows} rows, {'sampled' if sampled else 'greedy'}"
-            out[key] = compared(denoiser, ways(LENGTH, 16), rows, LENGTH, few, sampled)
-    for length in (128, 256, 512, 1024, 2048) if name == "gpt2-small" else ():
+def batches(denoiser: Denoiser, parent: Any, some: dict[str, Way], pairs: int, most: int = 16) -> dict[str, Any]:
+    """1, 4 and 16 rows, greedy and sampled."""
+    return {
+        f"{rows} rows, {'sampled' if sampled else 'greedy'}": compared(
+            denoiser, parent, some, canvases(rows, PROMPT, LENGTH, denoiser), pairs, sampled
+        )
+        for rows in (1, 4, 16)
+        for sampled in (False, True)
+        if rows <= most
+    }
+
+
+def lengths(denoiser: Denoiser, parent: Any) -> dict[str, Any]:
+    """Eight tokens a forward, blocks four, over the whole text: where each way wins."""
+    found = {}
+    for length in (128, 256, 512, 1024, 2048):
         some = ways(length - PROMPT, length // 8)
-        out[f"{name}, {length} positions"] = compared(denoiser, some, 1, length - PROMPT, 1 if length > 600 else few)
-    return out
+        some = {name: way for name, way in some.items() if length < 2000 or name.startswith(("block", "dual"))}
+        made = canvases(1, PROMPT, length - PROMPT)
+        found[f"{length} positions"] = compared(denoiser, parent, some, made, 1 if length > 600 else 3)
+    return found
+
+
+def trained(model: str, parent: str, pairs: int) -> dict[str, Any]:
+    """A trained model beside its parent, both in float32."""
+    denoiser, judge = diffulm.load(model).denoiser, diffulm.adopt(parent).model
+    if denoiser.record.attention == "block":
+        some = {f"block{n}": Way(denoiser.record.block_size, {"steps": LENGTH // n}) for n in (1, 2, 4)}
+        some["threshold"] = Way(denoiser.record.block_size, {"threshold": 0.9})
+    else:
+        some = {f"full{steps}": Way(None, {"steps": steps}) for steps in (16, 32)}
+        some |= {"dual16": ways(LENGTH, 16)["dual16"], "threshold": Way(None, {"threshold": 0.9})}
+    return batches(denoiser, judge, some, pairs)
 
 
 def main() -> None:
@@ -183,15 +230,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--trained", nargs=2, action="append", default=[], metavar=("MODEL", "PARENT"))
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(THREADS)
-    denoiser = built("gpt2-small")
-    report = conditions(THREADS) | headline(denoiser, asked.pairs)
+    denoiser, parent, found = headline("gpt2-small", asked.pairs)
+    report: dict[str, Any] = conditions(THREADS) | found
     if asked.all:
-        report["all"] = everything("gpt2-small", denoiser, asked.pairs)
-        del denoiser
-        report["all"] |= everything("qwen3-0.6b", built("qwen3-0.6b"), 3)
+        few, some = max(3, asked.pairs // 3), ways(LENGTH, 16)
+        report["gpt2-small"] = batches(denoiser, parent, some, few) | lengths(denoiser, parent)
+        del denoiser, parent
+        other = built("qwen3-0.6b")
+        report["qwen3-0.6b"] = batches(other, built("qwen3-0.6b").model, some, 1, most=4)
+        for model, its_parent in [("pocket", "pocket-ar"), *asked.trained]:
+            report[model] = trained(model, its_parent, few)
     print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{key}: {value}" for key, value in report.items()))
 
 

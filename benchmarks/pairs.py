@@ -38,9 +38,11 @@ def median(ratios: list[float]) -> dict[str, Any]:
     }
 
 
-def alternated(sides: dict[str, Callable[[], Any]], pairs: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each side, run one after another `pairs` times, in an order that turns round; each once before."""
-    for run in sides.values():
+def alternated(
+    sides: dict[str, Callable[[], Any]], pairs: int, device: str = "cpu", warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each side, run one after another `pairs` times, in an order that turns round; warm: each once before."""
+    for run in sides.values() if warm else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(pairs):

@@ -21,7 +21,7 @@ import torch
 import diffulm
 from diffulm.denoiser.adapter import adapter_off, attached
 from diffulm.denoiser.denoiser import evaluating
-from diffulm.denoiser.drafting import reader
+from diffulm.denoiser.drafting import affinity, reader
 from diffulm.samplers.verified import verified
 
 
@@ -42,10 +42,16 @@ class Side:
     def said(self, reference: "Side") -> dict:
         found = {k: v for k, v in asdict(self).items() if k not in ("seconds", "same")}
         found |= {"tokens_a_forward": round(self.tokens / max(1, self.forwards), 3)}
-        found |= {"rows_a_forward": round(self.rows / max(1, self.forwards), 1), "same": self.same / max(1, self.tokens)}
+        found |= {
+            "rows_a_forward": round(self.rows / max(1, self.forwards), 1),
+            "same": self.same / max(1, self.tokens),
+        }
         if self.seconds:
             ratios = [theirs / ours for theirs, ours in zip(reference.seconds, self.seconds, strict=True)]
-            found |= {"seconds": round(statistics.median(self.seconds), 4), "speed": round(statistics.median(ratios), 3)}
+            found |= {
+                "seconds": round(statistics.median(self.seconds), 4),
+                "speed": round(statistics.median(ratios), 3),
+            }
         return found
 
 
@@ -62,7 +68,7 @@ def beginnings(path: str, lm, count: int, length: int) -> list[torch.Tensor]:
     return found
 
 
-def run(side: Side, lm, text: torch.Tensor, new: int, seed: int, forbidden: list[int]) -> torch.Tensor:
+def run(side: Side, lm, text: torch.Tensor, new: int, seed: int, forbidden: list[int], args) -> torch.Tensor:
     began = time.perf_counter()
     if side.draft is None:
         options = {"temperature": side.temperature, "top_k": 0} if side.temperature else {}
@@ -90,7 +96,7 @@ def run(side: Side, lm, text: torch.Tensor, new: int, seed: int, forbidden: list
 
         found, forwards = verified(
             counted, canvas, fixed, seeds=[seed], draft=side.draft, forbidden=forbidden, temperature=side.temperature,
-            **side.shape,
+            affinity=affinity(lm.denoiser) if args.affinity else None, **side.shape,
         )  # fmt: skip
         out = found[0]
         side.forwards += int(forwards)
@@ -110,10 +116,11 @@ def measured(name: str, args: argparse.Namespace) -> list[dict]:
         sides += [Side(name, temperature, k, shape) for k in args.drafts]
         sides = sides[1:] if args.count else sides
         with evaluating(lm.model):
+            affinity(lm.denoiser)  # made once a model
             for i, text in enumerate(texts):
                 made = {}
                 for side in sides[i % len(sides) :] + sides[: i % len(sides)]:
-                    made[side.draft] = run(side, lm, text, args.new, i, forbidden)
+                    made[side.draft] = run(side, lm, text, args.new, i, forbidden, args)
                 for side in sides:
                     side.same += int((made[side.draft] == made[0]).sum())
         for side in sides:
@@ -136,6 +143,7 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--depth", type=int, help="how far ahead a draft reaches")
     parser.add_argument("--groups", type=int, help="guess only behind so many places of a draft")
+    parser.add_argument("--no-affinity", dest="affinity", action="store_false", help="guesses as the masks make them")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", action="store_true", help="no times")

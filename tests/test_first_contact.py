@@ -207,7 +207,7 @@ def test_bash_takes_a_setting_apart_at_its_equals_sign(words, offered, tab):
 
 
 def test_zsh_is_offered_help_as_well(tab):
-    assert any('"infill":"Fill the holes in a text."' in line for line in tab("inf", shell="zsh"))
+    assert any('"infill":"Fill the holes in a text or a file."' in line for line in tab("inf", shell="zsh"))
 
 
 def test_a_completion_that_fails_says_nothing(run, monkeypatch):

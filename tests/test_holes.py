@@ -62,7 +62,11 @@ def gap(left=(0,), right=(3, 4, 0), hole=None, **options) -> Gap:
     hole = hole or Hole(1, 8)
     length = canvas.start_length(hole)
     ids = torch.tensor([*left, *[MASK] * length, *right])
-    spans = (Span(0, len(left), "l"), Span(len(left), len(left) + length, None), Span(len(left) + length, len(ids), "r"))
+    spans = (
+        Span(0, len(left), "l"),
+        Span(len(left), len(left) + length, None),
+        Span(len(left) + length, len(ids), "r"),
+    )
     fixed = (torch.arange(len(ids)) < len(left)) | (torch.arange(len(ids)) >= len(left) + length)
     search = Search(chain, given_fills, MASK, **options)
     return Gap(search, Scored(Canvas(ids, fixed, spans, None), 0.0), 1, hole, heal=False)
@@ -222,7 +226,9 @@ def test_the_beginning_of_a_word_that_a_token_goes_on_with():
 @cache
 def tiny(make):
     words = make()
-    return adopt(build("llama", vocab_size=len(words), max_position_embeddings=256, eos_token_id=words.eos_token_id), words)
+    return adopt(
+        build("llama", vocab_size=len(words), max_position_embeddings=256, eos_token_id=words.eos_token_id), words
+    )
 
 
 @cache
@@ -231,7 +237,12 @@ def pocket():
 
 
 FREE = st.one_of(
-    ANYTHING, ANYTHING, st.just(Hole(1, 3)), st.just(Hole(2)), st.just(Hole(choices=["a", "é😀", ""])), st.just(Hole(1, 2))
+    ANYTHING,
+    ANYTHING,
+    st.just(Hole(1, 3)),
+    st.just(Hole(2)),
+    st.just(Hole(choices=["a", "é😀", ""])),
+    st.just(Hole(1, 2)),
 )
 
 

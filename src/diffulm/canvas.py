@@ -34,7 +34,7 @@ class Hole:
 
     length: int | None = None
     most: int | None = None
-    choices: Sequence[str] | None = None
+    choices: Iterable[str] | None = None
     pattern: str | None = None
 
     def __post_init__(self) -> None:
@@ -47,11 +47,12 @@ class Hole:
             )
         if self.choices is None:
             return
-        if isinstance(self.choices, str) or not self.choices or not all(isinstance(one, str) for one in self.choices):
+        choices = () if isinstance(self.choices, str) else tuple(dict.fromkeys(self.choices))
+        if not choices or not all(isinstance(one, str) for one in choices):
             raise BadInput('choices are a list of texts: Hole(choices=["yes", "no"])')
         if self.length or self.most or self.pattern is not None:
             raise BadInput("a hole with choices has neither a length nor a pattern: leave those out")
-        object.__setattr__(self, "choices", tuple(dict.fromkeys(self.choices)))
+        object.__setattr__(self, "choices", choices)
 
     @property
     def least(self) -> int:

@@ -68,7 +68,7 @@ def fill(
     BadInput for options that this model cannot follow, and for seeds that are neither one nor as many as canvases;
     FloatingPointError if the model's logits are not finite.
     """
-    seeds = seeds or streams(options.seed, len(canvases))
+    seeds = streams(options.seed, len(canvases)) if seeds is None else seeds
     asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS) | {"steps": options.steps or DEFAULT_STEPS}
     results = []
     for start in range(0, len(canvases), options.batch_size):

@@ -160,13 +160,20 @@ def nearest(tokenizer: Any, parts: Parts, limit: int | None) -> tuple[str, list[
     if limit is None or len(parts) < 2:
         return "", parts, ""
     middle = parts[bool(first) : len(parts) - bool(last)]
-    sizes = (part.longest if isinstance(part, Hole) else len(canvas.encode(tokenizer, part)) for part in middle)
+    sizes = (part.longest if isinstance(part, Hole) else _tokens(tokenizer, part) for part in middle)
     room = limit - sum(sizes) - 2  # BOS, EOS
-    after = _lines(tokenizer, last, room // 2, 1)
-    before = _lines(tokenizer, first, room - len(canvas.encode(tokenizer, after)), -1)
-    after = _lines(tokenizer, last, room - len(canvas.encode(tokenizer, before)), 1)
+    before, after, asked = first, last, room
+    while _tokens(tokenizer, before) + _tokens(tokenizer, after) > room and asked > 0:
+        after = _lines(tokenizer, last, asked // 2, 1)
+        before = _lines(tokenizer, first, asked - _tokens(tokenizer, after), -1)
+        after = _lines(tokenizer, last, asked - _tokens(tokenizer, before), 1)
+        asked -= 8  # lines can have more tokens together than each by itself
     kept = [*([before] if before else []), *middle, *([after] if after else [])]
     return first[: len(first) - len(before)], kept, last[len(after) :]
+
+
+def _tokens(tokenizer: Any, text: str) -> int:
+    return len(canvas.encode(tokenizer, text))
 
 
 def _lines(tokenizer: Any, text: str, room: int, step: int) -> str:
@@ -176,9 +183,9 @@ def _lines(tokenizer: Any, text: str, room: int, step: int) -> str:
         # a line of so many characters is not looked at whole: it takes long, and does not fit
         size = min(len(line), 16 * max(room, 0))
         part = line[:size] if step == 1 else line[len(line) - size :]
-        while not kept and len(canvas.encode(tokenizer, part)) > room:
+        while not kept and _tokens(tokenizer, part) > room:
             part = part[: len(part) // 2] if step == 1 else part[-(len(part) // 2) :] if len(part) > 1 else ""
-        room -= len(canvas.encode(tokenizer, part))
+        room -= _tokens(tokenizer, part)
         if room < 0 or (kept and part != line):
             break
         kept.append(part)

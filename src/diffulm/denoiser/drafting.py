@@ -7,17 +7,46 @@ same position share its number. (Draft and verification in one forward: SimSD, a
 behind a parent that only they change: arXiv 2507.11851; a tree under one matrix: SpecInfer, arXiv 2305.09781.)
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from diffulm import visibility
 from diffulm.denoiser.adapter import attached, gated
 from diffulm.denoiser.denoiser import Denoiser, _Request
 from diffulm.errors import BadInput
-from diffulm.shapes import Bool, Int
+from diffulm.shapes import Bool, Float, Int
+
+
+LARGEST = 4096  # tokens of a vocabulary for which `affinity` is held: 64 MiB in float32
+STRENGTH = 0.7  # of 0.3 to 1, see docs/experiments.md
+_affinities: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
+
+
+def affinity(denoiser: Denoiser) -> Float[Tensor, "v v"] | None:
+    """STRENGTH x log of how much likelier the causal view finds token [., v] behind [BOS, u] than on average, for each u.
+
+    A guess from a mask does not know the token before its own position; when that is drawn, this tells the guess (as
+    naive Bayes would). Made once a model, from 2 V rows; None without BOS, and for vocabularies above LARGEST.
+    """
+    bos, size = denoiser.record.bos_token_id, denoiser.vocabulary
+    if bos is None or not denoiser.record.shift or size > LARGEST:
+        return None
+    if denoiser.model not in _affinities:
+        seen = visibility.causal(2, device=denoiser.device)
+        with gated(denoiser.model) if attached(denoiser.model) else nullcontext():
+            parts = [
+                denoiser.rows(torch.stack([torch.full_like(some, bos), some], 1), seen)[:, 1].float().log_softmax(-1)
+                for some in torch.arange(size, device=denoiser.device).split(512)
+            ]
+        table = torch.cat(parts)
+        _affinities[denoiser.model] = STRENGTH * (table - table.logsumexp(0) + math.log(size))
+    return _affinities[denoiser.model]
 
 
 def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Tensor, ...]]]:

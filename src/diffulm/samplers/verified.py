@@ -12,7 +12,7 @@ min(1, p/q) would agree in 1 - d, but with one candidate a position, and its tex
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from diffulm.samplers._loop import Frame
 from diffulm.shapes import Bool, Float, Int
 
 _TOKEN = randomness.key("sampler", "verified")
+COLDEST = 1e-30  # a smaller positive temperature would be 0 in float32
 CANDIDATES = 4
-"""Tokens considered at each position of a draft."""
+"""Tokens considered behind each place of a draft."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +59,65 @@ class Race:
     min_p: float = 0.0
     forbidden: tuple[int, ...] = ()
 
-    def scores(self, logits: Float[Tensor, " v"], position: int) -> Float[Tensor, " v"]:
+    def scores(self, logits: Float[Tensor, "*n v"], position: int) -> Float[Tensor, "*n v"]:
         """The token is the arg max. -inf: it is never chosen. FloatingPointError where nothing can be."""
-        banned = [token for token in self.forbidden if token < len(logits)]
-        logits = logits.index_fill(0, torch.tensor(banned, dtype=torch.int64, device=logits.device), -torch.inf)
-        if not bool(logits.max().isfinite()):
+        size = logits.shape[-1]
+        banned = [token for token in self.forbidden if token < size]
+        logits = logits.index_fill(-1, torch.tensor(banned, dtype=torch.int64, device=logits.device), -torch.inf)
+        best = logits.amax(-1, keepdim=True)
+        if not bool(best.isfinite().all()):
             raise FloatingPointError(
                 "the logits of a position are NaN, infinite or all forbidden: no token can be drawn"
             )
         if self.temperature == 0:
             return logits
-        weights = ((logits - logits.max()) / max(self.temperature, 1e-30)).softmax(0)
-        if self.top_k is not None and self.top_k < len(weights):
-            weights = weights * (weights >= weights.topk(self.top_k).values[-1])
+        weights = ((logits - best) / max(self.temperature, COLDEST)).softmax(-1)
+        if self.top_k is not None and self.top_k < size:
+            weights = weights * (weights >= weights.topk(self.top_k).values[..., -1:])
         if self.top_p < 1:
-            kept, values = nucleus(weights[None], self.top_p)
-            weights = torch.zeros_like(weights).scatter_(0, kept[0], values[0])
-        weights = weights * (weights >= self.min_p * weights.max())
-        token = torch.arange(len(logits), device=logits.device)
-        exponential = -torch.log1p(-randomness.uniform(self.key, _TOKEN, position, token))
-        return weights.double().log() - exponential.clamp(min=2.0**-54).log()
+            kept, values = nucleus(weights.view(-1, size), self.top_p)
+            weights = torch.zeros_like(weights).view(-1, size).scatter_(1, kept, values).view_as(weights)
+        weights = weights * (weights >= self.min_p * weights.amax(-1, keepdim=True))
+        return weights.double().log() + _luck(self.key, position, size, logits.device)
 
-    def draft(self, guesses: Float[Tensor, "m v"], first: int, size: int) -> tuple[list[int], list[int], list[float]]:
-        """(tokens, parents, chances) of the tree of at most `size` tokens that most likely holds what will be drawn from
-        position `first` on, if the guesses, each made apart from the others, are right; likeliest first."""
-        found = [self.scores(guess, first + i) for i, guess in enumerate(guesses)]
-        best = [score.topk(min(CANDIDATES, len(score))) for score in found]
-        chance = [(b.values - s.logsumexp(0)).exp().tolist() for b, s in zip(best, found, strict=True)]
-        ids = [b.indices.tolist() for b in best]
-        tokens: list[int] = []
-        parents: list[int] = []
-        values: list[float] = []
-        heap = [(-chance[0][0], 0, 0, 0)] if ids else []  # (- chance of the whole path; parent, depth, rank)
-        while heap and len(tokens) < size:
-            value, parent, depth, rank = heappop(heap)
-            tokens.append(ids[depth][rank])
-            parents.append(parent)
-            values.append(-value)
-            if rank + 1 < len(ids[depth]):
-                above = values[parent - 1] if parent else 1.0
-                heappush(heap, (-above * chance[depth][rank + 1], parent, depth, rank + 1))
-            if depth + 1 < len(ids):
-                heappush(heap, (value * chance[depth + 1][0], len(tokens), depth + 1, 0))
-        return tokens, parents, values
+    def draft(
+        self, guesses: Float[Tensor, "m v"], known: Int[Tensor, " n"], size: int, affinity: Tensor | None
+    ) -> tuple[list[int], list[int], list[float]]:
+        """(tokens, parents, chances): the tree of at most `size` tokens that most likely holds what follows `known`, if the
+        guesses are right. They were made without the tokens between; `affinity` puts right what the last one says."""
+        paths: list[tuple[float, int, int]] = [(1.0, int(known[-1]), -1)]  # (chance, token, the path that it goes on)
+        level = [0]
+        for depth, guess in enumerate(guesses if size else ()):
+            before = torch.tensor([paths[i][1] for i in level], device=guess.device)
+            informed = guess.expand(len(level), -1) if affinity is None else guess + affinity[before]
+            found = self.scores(informed, len(known) + depth)
+            best = found.topk(min(CANDIDATES, found.shape[1]))
+            chances = (best.values - found.logsumexp(-1, keepdim=True)).exp().tolist()
+            options = sorted(
+                (
+                    (paths[i][0] * chance, token, i)
+                    for i, ids, row in zip(level, best.indices.tolist(), chances, strict=True)
+                    for token, chance in zip(ids, row, strict=True)
+                ),
+                reverse=True,
+            )[:size]
+            level = list(range(len(paths), len(paths) + len(options)))
+            paths += options
+        # A path is no likelier than its beginning, and comes after it: the best are a tree.
+        chosen = sorted(sorted(range(1, len(paths)), key=lambda i: -paths[i][0])[:size])
+        place = {0: 0, **{i: at for at, i in enumerate(chosen, 1)}}
+        return (
+            [paths[i][1] for i in chosen],
+            [place[paths[i][2]] for i in chosen],
+            [paths[i][0] for i in chosen],
+        )
+
+
+@lru_cache(maxsize=32)
+def _luck(key: int, position: int, size: int, device: torch.device) -> Float[Tensor, " v"]:
+    """- log of an exponential variable for each token of a position of one text."""
+    uniform = randomness.uniform(key, _TOKEN, position, torch.arange(size, device=device))
+    return -(-torch.log1p(-uniform)).clamp(min=2.0**-54).log()
 
 
 def planned(
@@ -125,10 +142,12 @@ def continued(
     size: int,
     depth: int = 3,
     groups: int | None = None,
+    affinity: Tensor | None = None,
 ) -> Iterator[tuple[list[int], list[float]]]:
     """The tokens that each forward settles and their probabilities, until the text has `length`.
 
-    size: drafted tokens a forward, 0: one token at a time. depth: how many positions ahead they reach.
+    size: drafted tokens a forward, 0: one token at a time. depth: how many positions ahead they reach. groups, affinity: see
+    `planned` and `verified`.
     """
     depth = min(size, depth)
     draft = planned([], [], [], length - len(known), depth, groups)
@@ -144,7 +163,7 @@ def continued(
             place = children.get((place, token))
         known = torch.cat([known, known.new_tensor(tokens)])
         yield tokens, chances
-        draft = planned(*race.draft(ahead[end], len(known), size), length - len(known), depth, groups)
+        draft = planned(*race.draft(ahead[end], known, size, affinity), length - len(known), depth, groups)
 
 
 @torch.no_grad()
@@ -169,8 +188,9 @@ def verified(
     """Continue what is fixed at the start of each row: (ids (B, L), forwards (B,) of each row).
 
     reader: makes the `Read` of a row; rows are run one after the other. draft: tokens drafted at once, 0: one token a
-    forward. forbidden: the mask token belongs to it. What follows EOS becomes `pad_token_id`, or EOS, without a forward. The
-    rest is as in `sample`. BadInput where something fixed stands behind something free.
+    forward. forbidden: the mask token belongs to it. What follows EOS becomes `pad_token_id`, or EOS, without a forward.
+    shape: `depth`, `groups` of the draft, and `affinity` (V, V): what is added to the logits of a guess that did not know the
+    token before it, for each such token. The rest is as in `sample`. BadInput where something fixed stands behind something free.
     """
     real = torch.ones_like(fixed) if present is None else present
     free = real & ~fixed
