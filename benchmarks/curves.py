@@ -45,9 +45,9 @@ from diffulm.recipes.demo import write_text
 
 Options = dict[str, Any]
 # Samples and positions of one, BOS included: half a minute a point on one core with models of about this size.
-SAMPLES = {"text": (32, 128), "python": (32, 64)}
+SAMPLES = {"text": (16, 128), "python": (32, 64)}
 HOLES, HOLE, LONGEST = 96, 12, 96
-CACHED_SAMPLES, CACHED_LENGTH, WINDOW = 24, 128, 32
+CACHED_SAMPLES, CACHED_LENGTH, WINDOW = 16, 128, 32
 ORDERS = ("confidence", "entropy", "left_to_right", "random")
 TOGETHER = (1, 2, 4, 8, 16)
 ADAPTIVE = {

@@ -231,7 +231,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "a hole beyond all numbers": (lambda at: at.infill(f"a<hole:{HUGE}>"), "is not a hole"),
     "a hole beyond the context": (lambda at: at.infill("a<hole:256>"), "258 positions", "context is 256"),
     "holes beyond the context": (lambda at: at.infill("a<hole:150>b<hole:150>"), "303 positions", "context is 256"),
-    "a hole without length": (lambda at: at.infill("a<hole>b"), "a hole needs a length for now: write <hole:3>"),
+    "a hole of lengths upside down": (lambda at: at.infill("a<hole:3-1>b"), "'<hole:3-1>' is not a hole: write <hole:3>"),
     "no hole": (lambda at: at.infill("a<hole:3"), "there is no hole in the text: write <hole:3>"),
     "no text, no hole": (lambda at: at.infill(""), "there is no hole in the text"),
     "an animation over a file": (

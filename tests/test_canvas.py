@@ -12,7 +12,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffulm import adopt, load
 from diffulm.canvas import (
-    Hole, alone, continuation, decode, encode, fills, keeps, parse, prompt, render, resized, settled, template,
+    Hole,
+    alone,
+    continuation,
+    decode,
+    encode,
+    fills,
+    keeps,
+    parse,
+    prompt,
+    render,
+    resized,
+    settled,
+    template,
 )  # fmt: skip
 from diffulm.errors import BadInput
 from models import build

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -68,6 +68,7 @@ def test_a_program_gets_every_canvas(lm):
 
 
 # No whitespace but single spaces and newlines: what else a tokenizer does with text is its own business.
+@settings(deadline=None, derandomize=True)
 @given(st.text("ab é日本🦜\n(", max_size=30))
 def test_tokens_spell_the_text(tokenizer, text):
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -94,6 +95,7 @@ def test_without_a_tokenizer_the_ids_are_shown():
     assert watch.spelling(None)([5, 6, 0, 7], [False, False, True, False]) == ["5", " 6", None, "7"]
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text())
 def test_a_terminal_is_told_nothing_by_what_is_escaped(text):
     shown = watch.escaped(text, keep="\n")

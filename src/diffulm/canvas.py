@@ -34,7 +34,7 @@ class Hole:
 
     length: int | None = None
     most: int | None = None
-    choices: Iterable[str] | None = None
+    choices: Any = None  # texts; they are a tuple from then on
     pattern: str | None = None
 
     def __post_init__(self) -> None:

@@ -15,12 +15,14 @@ from diffulm.bounds import Denoise
 from diffulm.canvas import Canvas
 from diffulm.constraints import Constraint, constrained
 from diffulm.denoiser.cache import cacheable, cached
-from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.denoiser import Denoiser, evaluating
+from diffulm.denoiser.drafting import affinity, reader
 from diffulm.denoiser.kernels import hasten
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame, sample
+from diffulm.samplers.verified import verified
 
 DEFAULT_STEPS = 32
 """Upper limit to the forwards of a text when `steps` is None; one with fewer free tokens takes a forward for each."""
@@ -75,27 +77,46 @@ def fill(
         batch = canvases[start : start + options.batch_size]
         ids, fixed, present = (part.to(denoiser.device) for part in stacked(batch))
         began = time.perf_counter()
-        denoise, block = denoising(denoiser, options)
-        denoise = constrained(denoise, constraint) if constraint else denoise
-        filled, forwards = sample(
-            denoise,
-            ids,
-            fixed,
-            present,
-            mask_token_id=denoiser.record.mask_token_id,
-            seeds=seeds[start : start + len(batch)],
-            block=block,
-            forbidden=forbidden,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            callback=callback and _renumbered(callback, start),
-            **asked,
-        )
+        common: dict[str, Any] = {
+            "seeds": seeds[start : start + len(batch)],
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+            "callback": callback and _renumbered(callback, start),
+        }
+        if options.sampler == "verified":
+            filled, forwards = _verified(denoiser, ids, fixed, present, options, forbidden, constraint, common)
+        else:
+            denoise, block = denoising(denoiser, options)
+            denoise = constrained(denoise, constraint) if constraint else denoise
+            mask = denoiser.record.mask_token_id
+            filled, forwards = sample(
+                denoise, ids, fixed, present, mask_token_id=mask, block=block, forbidden=forbidden, **common, **asked
+            )
         rows = filled.tolist()
         seconds = time.perf_counter() - began
         for one, row, count in zip(batch, rows, forwards.tolist(), strict=True):
             results.append(Filled(one, row[: len(one.ids)], count, seconds))
     return results
+
+
+def _verified(
+    denoiser: Denoiser, ids: Tensor, fixed: Tensor, present: Tensor, options: GenerateOptions, forbidden: Sequence[int],
+    constraint: Constraint | None, common: dict[str, Any],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Exactly the causal view's text, by drafts. BadInput for options that would make it another."""
+    for name in ("threshold", "entropy_bound", "factor", "remask", "block"):
+        if getattr(options, name):
+            raise BadInput(f"{name}={getattr(options, name)}: sampler=verified goes from left to right; leave it out")
+    if constraint:
+        raise BadInput("sampler=verified keeps to no pattern or list of choices; take another sampler")
+    hasten(denoiser.model)
+    drawing = options.model_dump(include={"temperature", "top_p", "top_k", "min_p", "draft"})
+    banned = (denoiser.record.mask_token_id, *forbidden)
+    with evaluating(denoiser.model):
+        hints = affinity(denoiser) if options.draft else None
+        return verified(
+            lambda: reader(denoiser), ids, fixed, present, forbidden=banned, affinity=hints, **drawing, **common
+        )
 
 
 def denoising(denoiser: Denoiser, options: GenerateOptions) -> tuple[Denoise, int | None]:

@@ -111,7 +111,7 @@ def _scope(made: Canvas, since: int, stop: int, window: int) -> Bool[Tensor, " l
     """What is scored: known positions from `since` to stop - 1, and the next `window` known ones."""
     at = torch.arange(len(made.ids))
     right = made.fixed & (at >= stop)
-    return (made.fixed & (at >= since) & (at < stop)) | (right & (right.cumsum(0) <= window))
+    return (made.fixed & (at >= since) & (at < stop)) | (right & (right.cumsum(0) <= window + 1))
 
 
 def _reach(scored: Tensor, stop: int) -> int:

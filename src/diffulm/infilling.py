@@ -163,7 +163,9 @@ def nearest(tokenizer: Any, parts: Parts, limit: int | None) -> tuple[str, list[
     sizes = (part.longest if isinstance(part, Hole) else _tokens(tokenizer, part) for part in middle)
     room = limit - sum(sizes) - 2  # BOS, EOS
     before, after, asked = first, last, room
-    while _tokens(tokenizer, before) + _tokens(tokenizer, after) > room and asked > 0:
+    while asked > 0 and (
+        len(before) + len(after) > 64 * room or _tokens(tokenizer, before) + _tokens(tokenizer, after) > room
+    ):
         after = _lines(tokenizer, last, asked // 2, 1)
         before = _lines(tokenizer, first, asked - _tokens(tokenizer, after), -1)
         after = _lines(tokenizer, last, asked - _tokens(tokenizer, before), 1)

@@ -6,10 +6,8 @@ The shift by one of the AR parent lives in `Denoiser._rows` and nowhere else. Th
 
 import copy
 import inspect
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,62 +17,15 @@ from torch import Tensor, nn
 
 from diffulm import visibility
 from diffulm.denoiser import attention, experts, head, layers
+from diffulm.denoiser.hooks import Request, asking
 from diffulm.denoiser.record import Record
 from diffulm.shapes import Bool, Float, Int
-
-
-@dataclass
-class _Request:
-    """What the output embedding does in the forward that is running in this thread."""
-
-    rows: Tensor  # (n,) rows whose hidden state is handed over, counted through the whole batch
-    project: head.Project  # (output embedding, hidden (n, d)) -> what stands in for its output
-    hidden: Tensor | None = None
-
-
-# A context variable, not an attribute: two threads may run the same model at once.
-_request: ContextVar[_Request | None] = ContextVar("diffulm_request", default=None)
-_registering = threading.Lock()
-
-
-def _select_rows(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    request = _request.get()
-    if request is None:
-        return None
-    hidden: Tensor = args[0].flatten(0, 1)[request.rows.to(args[0].device)]  # the head may be on another device
-    request.hidden = hidden
-    return (hidden[:0], *args[1:])
-
-
-def _project_rows(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    request = _request.get()
-    if request is None or request.hidden is None:
-        return None
-    hidden, request.hidden = request.hidden, None
-    token = _request.set(None)  # `project` calls the head again, and this time it shall do what it always does
-    try:
-        return request.project(head, hidden)
-    finally:
-        _request.reset(token)
-
-
-@contextmanager
-def _asking(head: nn.Module, request: _Request) -> Iterator[None]:
-    with _registering:  # looked up on the module itself, so that a deep copy of a hooked model is not hooked twice
-        if _select_rows not in head._forward_pre_hooks.values():
-            head.register_forward_pre_hook(_select_rows)
-            head.register_forward_hook(_project_rows)
-    token = _request.set(request)
-    try:
-        yield
-    finally:
-        _request.reset(token)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off (GPT-2 has 0.1 by default) and no gradients; then every module's own flag as it was."""
-    training = [module for module in model.modules() if module.training]
+    training = _in_training(model)
     for module in training:
         module.training = False
     try:
@@ -83,6 +34,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _in_training(module: nn.Module) -> list[nn.Module]:
+    """Those of a module and all within it; quicker than `modules()`, which is felt between the steps of a small window."""
+    found = [module] if module.training else []
+    for child in module._modules.values():
+        found += [] if child is None else _in_training(child)
+    return found
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -199,7 +158,7 @@ class Denoiser:
         row's logits do not depend on its neighbours in the batch.
         """
         where = self.predictable(ids) if where is None else where
-        request = _Request(self._rows(ids, where, clean), head.row_by_row(where.sum(1).tolist()))
+        request = Request(self._rows(ids, where, clean), head.row_by_row(where.sum(1).tolist()))
         ids, visible, positions = self._beside(ids, visible, positions, clean)
         logits = self._forward(ids, visible, positions, cache, request)
         return logits if self.record.emit_mask else self._without_mask(logits)
@@ -219,7 +178,7 @@ class Denoiser:
         """
         if self._chunkable():
             project = head.cross_entropy(targets, self.forbidden, self.vocabulary)
-            request = _Request(self._rows(ids, where, clean), project)
+            request = Request(self._rows(ids, where, clean), project)
             return self._forward(*self._beside(ids, visible, positions, clean), None, request)
         logits = self(ids, visible, where, positions, clean=clean)
         return F.cross_entropy(logits.float(), targets, reduction="none")
@@ -243,7 +202,7 @@ class Denoiser:
         with experts.recording(self.model) if balance else nullcontext([]) as routers:
             if self._chunkable():
                 project = head.weighed_loss(targets, weights, self.forbidden, self.vocabulary)
-                request = _Request(self._rows(ids, where, clean), project)
+                request = Request(self._rows(ids, where, clean), project)
                 loss = self._forward(*self._beside(ids, visible, positions, clean), None, request).squeeze(0)
             else:
                 loss = (self.cross_entropy(ids, targets, where, visible, positions, clean) * weights).sum()
@@ -313,7 +272,7 @@ class Denoiser:
         return logits.index_fill(-1, at, float("-inf"))
 
     def _forward(
-        self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, cache: Any, request: _Request | None
+        self, ids: Tensor, visible: Tensor | None, positions: Tensor | None, cache: Any, request: Request | None
     ) -> Tensor:
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
@@ -332,7 +291,7 @@ class Denoiser:
             options["position_ids"] = rows.expand_as(ids)
         if request is None:
             return self.module(input_ids=ids, **options).logits
-        with _asking(self.model.get_output_embeddings(), request):
+        with asking(self.model.get_output_embeddings(), request):
             return self.module(input_ids=ids, **options).logits
 
     def _mask(self, visible: Tensor | None, rows: Tensor, columns: Tensor, batch: int) -> Any:
@@ -392,6 +351,6 @@ class Denoiser:
             # not all one token: the row of a padding token may be zero, and zero survives any soft-cap
             ids = (torch.arange(4, device=self.device) % self.vocabulary)[None]
             with evaluating(self.model):
-                request = _Request(torch.arange(ids.numel(), device=ids.device), watch)
+                request = Request(torch.arange(ids.numel(), device=ids.device), watch)
                 self._head_is_last = torch.equal(self._forward(ids, None, None, None, request), seen[0])
         return self._head_is_last

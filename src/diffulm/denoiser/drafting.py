@@ -18,10 +18,10 @@ from torch import Tensor
 
 from diffulm import visibility
 from diffulm.denoiser.adapter import attached, gated
-from diffulm.denoiser.denoiser import Denoiser, _Request
+from diffulm.denoiser.denoiser import Denoiser
+from diffulm.denoiser.hooks import Request
 from diffulm.errors import BadInput
 from diffulm.shapes import Bool, Float, Int
-
 
 LARGEST = 4096  # tokens of a vocabulary for which `affinity` is held: 64 MiB in float32
 STRENGTH = 0.7  # of 0.3 to 1, see docs/experiments.md
@@ -74,7 +74,7 @@ def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Te
         clean = [*known.tolist()[len(columns) :], *draft.tokens]
         masks = [denoiser.record.mask_token_id] * (len(offset) - len(clean))
         visible = torch.cat([visible.new_ones(len(visible), len(columns)), visible], 1)
-        request = _Request(rows, lambda head, hidden: head(hidden))
+        request = Request(rows, lambda head, hidden: head(hidden))
         with gated(denoiser.model) if attached(denoiser.model) else nullcontext():
             ids, positions = torch.tensor([clean + masks], device=device), (len(columns) + offset)[None]
             logits = denoiser._forward(ids, visible, positions, cache, request)

@@ -30,6 +30,7 @@ FINAL_SAMPLES = 64
 LEFT_TO_RIGHT_BLOCKS = 8
 LEFT_TO_RIGHT_FORWARDS = 256  # a text: exact up to so many positions, beyond them at so many of each text
 DRAWN_LENGTH, DRAWN_STEPS = 64, 16  # samples at an evaluation cost a quarter of what the bound does
+ALL_HIDDEN = 0.99  # from this share on a run never sees what it could look at
 COUNTED_BLOCKS = 512  # of the training text, for the frequencies of tokens
 # A copy of the parent is kept beside the model to judge its samples up to this size: in float32 that is 0.8 GB, less than
 # a third of what training adds to the weights. Beyond it samples have no perplexity.
@@ -72,7 +73,9 @@ class Gauge:
             forwards = max(1, config.eval_samples // 2)
             read = likelihood.left_to_right(denoiser, self.held_out, forwards, config.seed)
             gain, gain_stderr = likelihood.future(denoiser, self.held_out, config.seed)
-            if denoiser.record.attention == "block" and denoiser.record.block_size == 1:
+            if config.noise_floor > ALL_HIDDEN or (
+                denoiser.record.attention == "block" and denoiser.record.block_size == 1
+            ):
                 gain = math.nan  # it has no right side to look at
             drawn = self._drawn(DRAWN, DRAWN_LENGTH, DRAWN_STEPS)
         found = {

@@ -102,11 +102,12 @@ def _draw(
         weights = torch.softmax(torch.div(scores, coldest, out=buffers[1]), -1, out=buffers[0])
     if top_k is not None and top_k < weights.shape[1]:
         weights.mul_(weights >= weights.topk(top_k).values[:, -1:])
-    tokens, filtered = _filtered(weights, buffers[1], greedy, uniforms, top_p, min_p), unknown
+    mass = unknown
     if "filtered" in also:
         kept = nucleus(weights, top_p)[1] if top_p < 1 else weights
-        kept = kept * (kept >= min_p * weights.amax(-1, keepdim=True))
-        filtered = (weights.gather(1, tokens[:, None])[:, 0] / kept.sum(-1)).log()
+        mass = (kept * (kept >= min_p * weights.amax(-1, keepdim=True))).sum(-1)
+    tokens = _within(weights, buffers[1], uniforms, top_p, min_p)
+    filtered = (weights.gather(1, tokens[:, None])[:, 0] / mass).log()
     return Drawn(tokens, scores.gather(1, tokens[:, None])[:, 0] + top.log(), filtered, entropy, margin)
 
 
@@ -122,28 +123,29 @@ def best_two(scores: Float[Tensor, "n w"]) -> tuple[Int[Tensor, " n"], Float[Ten
     return block * _BLOCK + column, best, torch.maximum(peaks.amax(1), inside.amax(1))
 
 
-def _filtered(weights: Tensor, buffer: Tensor, greedy: Tensor, uniforms: Tensor, top_p: float, min_p: float) -> Tensor:
-    """(n,) tokens by weight, of those within top-p and min-p.
+def _within(weights: Tensor, buffer: Tensor, uniforms: Tensor, top_p: float, min_p: float) -> Tensor:
+    """(n,) tokens by weight, of those within top-p and min-p; `weights` become 0 outside the latter.
 
-    Draw, look whether the token is within, and if not draw again from those likelier than it. So nobody has to find the
-    set, and still each of its tokens comes by its weight: what is drawn from holds the whole set at every attempt, and
+    Draw, look whether the token is within top-p, and if not draw again from those likelier than it. So nobody has to find
+    the set, and still each of its tokens comes by its weight: what is drawn from holds the whole set at every attempt, and
     whether a token is within does not depend on the attempt.
     """
-    tokens = inverse_cdf(weights, uniforms)
-    if top_p == 1 and min_p == 0:
+    allowed = top_p * _block_sums(weights).sum(-1) if top_p < 1 else None
+    if min_p > 0:
+        weights.mul_(weights >= min_p * weights.amax(-1, keepdim=True))
+    tokens = drawn = inverse_cdf(weights, uniforms)
+    if allowed is None:
         return tokens
-    allowed = top_p * _block_sums(weights).sum(-1)
-    least = min_p * weights.gather(1, greedy[:, None])[:, 0]
-    rows, drawn, attempt = torch.arange(len(weights), device=weights.device), tokens, 0
+    rows, attempt = torch.arange(len(weights), device=weights.device), 0
     while True:
         value = weights.gather(1, drawn[:, None])
         # Those likelier, in units of the drawn one's weight: one number a row cannot be a threshold, but 1 can.
         likelier = torch.threshold_(torch.mul(weights, 1 / value, out=buffer[: len(rows)]), 1.0, 0.0)
-        outside = (_block_sums(likelier).sum(-1) * value[:, 0] > allowed) | (value[:, 0] < least)
+        outside = _block_sums(likelier).sum(-1) * value[:, 0] > allowed
         if not bool(outside.any()):
             return tokens
         attempt += 1
-        rows, weights, allowed, least = rows[outside], weights[outside], allowed[outside], least[outside]
+        rows, weights, allowed = rows[outside], weights[outside], allowed[outside]
         again = randomness.uniform(_AGAIN, (uniforms[rows].double() * 2.0**53).long(), attempt)
         drawn = inverse_cdf(likelier[outside], again)
         tokens[rows] = drawn

@@ -189,8 +189,8 @@ def verified(
 
     reader: makes the `Read` of a row; rows are run one after the other. draft: tokens drafted at once, 0: one token a
     forward. forbidden: the mask token belongs to it. What follows EOS becomes `pad_token_id`, or EOS, without a forward.
-    shape: `depth`, `groups` of the draft, and `affinity` (V, V): what is added to the logits of a guess that did not know the
-    token before it, for each such token. The rest is as in `sample`. BadInput where something fixed stands behind something free.
+    shape: `depth`, `groups` of the draft, and `affinity` (V, V): for each token, what is added to the logits of a guess that
+    did not know it to stand before. The rest is as in `sample`. BadInput where something fixed stands behind something free.
     """
     real = torch.ones_like(fixed) if present is None else present
     free = real & ~fixed
