@@ -111,7 +111,7 @@ def _scope(made: Canvas, since: int, stop: int, window: int) -> Bool[Tensor, " l
     """What is scored: known positions from `since` to stop - 1, and the next `window` known ones."""
     at = torch.arange(len(made.ids))
     right = made.fixed & (at >= stop)
-    return (made.fixed & (at >= since) & (at < stop)) | (right & (right.cumsum(0) <= window + 1))
+    return (made.fixed & (at >= since) & (at < stop)) | (right & (right.cumsum(0) <= window))
 
 
 def _reach(scored: Tensor, stop: int) -> int:
@@ -209,7 +209,7 @@ class Gap:
         old, new = self.start.made.spans[self.index], made.spans[self.index]
         # where the canvas would end if the hole were as long as it may be
         beyond = _reach(_scope(self.start.made, old.end, old.end, self.search.window), old.end) - old.end
-        size = old.start + self.lengths[-1] + beyond
+        size = 0
         nats = self.search.joint(made, old.start - take, new.end, size)
         return Scored(made, self.start.nats + nats + self.search.prior(new.end - new.start))
 
