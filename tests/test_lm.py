@@ -223,8 +223,6 @@ def test_infill_takes_a_list_of_texts_and_marks_are_text_in_parts():
     [
         ("no hole", "no hole"),
         (["no hole", "a<hole:1>"], "no hole"),
-        ("a <hole> b", "length"),
-        (["a", Hole()], "length"),
         ("a <hole:x> b", "<hole:x>"),
         ("a <hole:80> b", "context is 64"),
         ("a <hole:999999999> b", "context is 64"),

@@ -209,7 +209,7 @@ class Gap:
         old, new = self.start.made.spans[self.index], made.spans[self.index]
         # where the canvas would end if the hole were as long as it may be
         beyond = _reach(_scope(self.start.made, old.end, old.end, self.search.window), old.end) - old.end
-        size = 0
+        size = old.start + self.lengths[-1] + beyond
         nats = self.search.joint(made, old.start - take, new.end, size)
         return Scored(made, self.start.nats + nats + self.search.prior(new.end - new.start))
 
