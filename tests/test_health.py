@@ -95,7 +95,7 @@ def answers_shown(monkeypatch):
 def matrix_ignored(monkeypatch):
     original = Denoiser._mask
     monkeypatch.setattr(
-        Denoiser, "_mask", lambda self, v, p, ids, past: original(self, visibility.causal(ids.shape[1]), p, ids, past)
+        Denoiser, "_mask", lambda self, v, rows, *rest: original(self, visibility.causal(rows.shape[-1]), rows, *rest)
     )
 
 

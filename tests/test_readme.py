@@ -91,7 +91,9 @@ def parse(words: list[str]) -> None:
     given = verb.make_context(name, list(rest)).params
     options = {"generate": GenerateOptions, "infill": GenerateOptions, "score": ScoreOptions}.get(name)
     if options:
-        checked(options, **{key: value for key, value in given.items() if key in options.model_fields})
+        checked(
+            options, **{key: value for key, value in given.items() if key in options.model_fields and value is not None}
+        )
     if name == "adapt":
         from diffulm.recipes.adapt import AdaptConfig
 

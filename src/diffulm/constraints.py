@@ -83,7 +83,7 @@ class Automaton:
         """What each of these positions may hold, given those that are known; None if no text fits."""
         steps = [self._step(token) for token in tokens]
         ahead, behind = [self.finals], [frozenset([self.start])]
-        for step in steps:
+        for step in reversed(steps):
             ahead.insert(0, frozenset(s for s, to in step.items() if not ahead[0].isdisjoint(to)))
         for step in steps:
             behind.append(frozenset(each for s in behind[-1] for each in step.get(s, ())))
