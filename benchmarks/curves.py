@@ -51,9 +51,9 @@ CACHED_SAMPLES, CACHED_LENGTH, WINDOW = 16, 128, 32
 ORDERS = ("confidence", "entropy", "left_to_right", "random")
 TOGETHER = (1, 2, 4, 8, 16)
 ADAPTIVE = {
-    "threshold": ("confidence", (0.95, 0.9, 0.7, 0.5)),
+    "threshold": ("confidence", (0.95, 0.9, 0.7, 0.5, 0.3)),
     "entropy_bound": ("entropy", (0.05, 0.2, 0.5, 1.0, 2.0)),
-    "factor": ("confidence", (0.5, 1.0, 2.0)),
+    "factor": ("confidence", (0.5, 1.0, 2.0, 4.0)),
 }
 COOLER = {"temperature": 0.7, "top_p": 0.9}
 

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
 import diffulm
 from diffulm.canvas import Canvas
 from diffulm.denoiser.adopt import adopt
+from diffulm.denoiser.cache import cacheable
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.kernels import hasten
 from diffulm.filling import fill
@@ -114,9 +116,10 @@ def compared(
     as_theirs = {"do_sample": True, "top_p": 0.9, "top_k": 0} if sampled else {}
     sides: dict[str, Any] = {name: ours(denoiser, way, made, **drawn) for name, way in some.items()}
     sides["generate"] = theirs(parent, made, **as_theirs)
+    cacheable(denoiser)
     if hasten(denoiser.model):
         sides["generate, hastened"] = theirs(denoiser.model, made, **as_theirs)
-    seconds = alternated(sides, pairs, DEVICE, warm=length < 700)
+    seconds = alternated(sides, pairs, DEVICE, warm=pairs > 1)
     rates = {name: rows * length / statistics.median(took) for name, took in seconds.items()}
 
     def ratio(name: str, to: str) -> dict[str, Any]:
@@ -165,10 +168,11 @@ def shares(denoiser: Denoiser, way: Way, length: int, **drawn: Any) -> dict[str,
     }
 
 
-def headline(name: str, pairs: int) -> tuple[Denoiser, Any, dict[str, Any]]:
-    denoiser, parent = built(name), built(name).model
+def headline(pairs: int) -> dict[str, Any]:
+    """GPT-2-small, one row: 128 tokens behind 32, and 480; what drawing and the loop cost beside the forwards."""
+    denoiser, parent = built("gpt2-small"), built("gpt2-small").model
     short = compared(denoiser, parent, ways(LENGTH, 16) | RANDOM, canvases(1, PROMPT, LENGTH), pairs)
-    long = compared(denoiser, parent, ways(512 - PROMPT, 64), canvases(1, PROMPT, 512 - PROMPT), max(3, pairs // 3))
+    long = compared(denoiser, parent, ways(512 - PROMPT, 64), canvases(1, PROMPT, 512 - PROMPT), max(1, pairs // 3))
     full, random, block = ways(LENGTH, 16)["full16"], RANDOM["full16_random"], ways(LENGTH, 16)["block4"]
     drawn = {"temperature": 1.0, "top_p": 0.9}
     costs = {
@@ -179,7 +183,7 @@ def headline(name: str, pairs: int) -> tuple[Denoiser, Any, dict[str, Any]]:
         "block4": shares(denoiser, block, LENGTH),
     }
     names = [*ways(LENGTH, 16), *RANDOM]
-    report = (
+    return (
         {f"decode_ratio_{name}": short[name]["ratio"] for name in names}
         | {f"decode_ratio_{name}_hastened": short[name].get("hastened") for name in names}
         | {f"decode_ratio_{name}_at_512": long[name]["ratio"] for name in ways(480, 64)}
@@ -187,30 +191,37 @@ def headline(name: str, pairs: int) -> tuple[Denoiser, Any, dict[str, Any]]:
         | {"loop_share": max(cost["loop_share"] for cost in costs.values())}
         | {"pairs": {"160 positions": short, "512 positions": long}, "costs": costs}
     )
-    return denoiser, parent, report
 
 
-def batches(denoiser: Denoiser, parent: Any, some: dict[str, Way], pairs: int, most: int = 16) -> dict[str, Any]:
-    """1, 4 and 16 rows, greedy and sampled."""
+def batches(denoiser: Denoiser, parent: Any, some: dict[str, Way], pairs: int, rows: tuple[int, ...]) -> dict[str, Any]:
+    """Several rows, greedy and sampled."""
     return {
-        f"{rows} rows, {'sampled' if sampled else 'greedy'}": compared(
-            denoiser, parent, some, canvases(rows, PROMPT, LENGTH, denoiser), pairs, sampled
+        f"{count} rows, {'sampled' if sampled else 'greedy'}": compared(
+            denoiser, parent, some, canvases(count, PROMPT, LENGTH, denoiser), pairs, sampled
         )
-        for rows in (1, 4, 16)
+        for count in rows
         for sampled in (False, True)
-        if rows <= most
     }
 
 
-def lengths(denoiser: Denoiser, parent: Any) -> dict[str, Any]:
+def lengths(pairs: int) -> dict[str, Any]:
     """Eight tokens a forward, blocks four, over the whole text: where each way wins."""
-    found = {}
+    denoiser, parent, found = built("gpt2-small"), built("gpt2-small").model, {}
     for length in (128, 256, 512, 1024, 2048):
         some = ways(length - PROMPT, length // 8)
         some = {name: way for name, way in some.items() if length < 2000 or name.startswith(("block", "dual"))}
-        made = canvases(1, PROMPT, length - PROMPT)
-        found[f"{length} positions"] = compared(denoiser, parent, some, made, 1 if length > 600 else 3)
-    return found
+        found[f"{length} positions"] = compared(denoiser, parent, some, canvases(1, PROMPT, length - PROMPT), pairs)
+    return {"lengths": found}
+
+
+def small(pairs: int) -> dict[str, Any]:
+    found = batches(built("gpt2-small"), built("gpt2-small").model, ways(LENGTH, 16), pairs, (1, 4, 16))
+    return {"gpt2-small": found}
+
+
+def large(pairs: int) -> dict[str, Any]:
+    some = {name: ways(LENGTH, 16)[name] for name in ("block4", "full16", "dual16")}
+    return {"qwen3-0.6b": batches(built("qwen3-0.6b"), built("qwen3-0.6b").model, some, pairs, (1, 4))}
 
 
 def trained(model: str, parent: str, pairs: int) -> dict[str, Any]:
@@ -222,28 +233,31 @@ def trained(model: str, parent: str, pairs: int) -> dict[str, Any]:
     else:
         some = {f"full{steps}": Way(None, {"steps": steps}) for steps in (16, 32)}
         some |= {"dual16": ways(LENGTH, 16)["dual16"], "threshold": Way(None, {"threshold": 0.9})}
-    return batches(denoiser, judge, some, pairs)
+    return batches(denoiser, judge, some, pairs, (1, 4, 16))
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "headline": headline, "small": small, "lengths": lengths, "large": large
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--part", action="append", choices=[*PARTS, "trained"], help="instead of --all: only these")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of the headline; the other parts take a third")
     parser.add_argument("--trained", nargs=2, action="append", default=[], metavar=("MODEL", "PARENT"))
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(THREADS)
-    denoiser, parent, found = headline("gpt2-small", asked.pairs)
-    report: dict[str, Any] = conditions(THREADS) | found
-    if asked.all:
-        few, some = max(3, asked.pairs // 3), ways(LENGTH, 16)
-        report["gpt2-small"] = batches(denoiser, parent, some, few) | lengths(denoiser, parent)
-        del denoiser, parent
-        other = built("qwen3-0.6b")
-        report["qwen3-0.6b"] = batches(other, built("qwen3-0.6b").model, some, 1, most=4)
-        for model, its_parent in [("pocket", "pocket-ar"), *asked.trained]:
-            report[model] = trained(model, its_parent, few)
+    wanted = [*PARTS, "trained"] if asked.all else asked.part or ["headline"]
+    report = conditions(THREADS)
+    for name, part in PARTS.items():
+        if name in wanted:
+            report |= part(asked.pairs if name == "headline" else max(1, asked.pairs // 3))
+    for model, parent in [("pocket", "pocket-ar"), *asked.trained] if "trained" in wanted else ():
+        report[Path(model).name] = trained(model, parent, max(1, asked.pairs // 3))
     print(json.dumps(report, indent=2) if asked.json else "\n".join(f"{key}: {value}" for key, value in report.items()))
 
 

@@ -247,7 +247,7 @@ FREE = st.one_of(
 
 
 @pytest.mark.parametrize("make", [byte_level, sentence_piece])
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(parts=st.lists(FREE, min_size=1, max_size=4), method=st.sampled_from(["rank", "grow"]))
 @example(["un", Hole(1, 2), "le\r\n", Hole(1, 2)], "rank")
 @example([Hole(1, 2), Hole(1, 2)], "grow")
