@@ -131,7 +131,7 @@ class Model:
         hot = [options | {"temperature": 1.0} for options in sweep(free, self.most)]
         runs = {"samples": hot, "cooler": list(cooler(free, self.most))}
         if record.infills:
-            runs["holes"] = list(sweep(HOLE, HOLE))
+            runs["holes"] = list(sweep(HOLE, max(TOGETHER)))
         if record.attention == "full" and self.python:
             runs["cache"] = [at_once(CACHED_LENGTH - 1, "confidence", 2, temperature=1.0) | one for one in caches()]
             runs["cached holes"] = [at_once(HOLE, "confidence", 2) | one for one in caches()]
@@ -319,7 +319,7 @@ def plot(report: Options, file: str) -> None:
 
     models = list(dict.fromkeys(point["model"] for point in report["points"]))
     rows = {
-        "nats": "nats a token under the parent",
+        "nats": "nats under the parent",
         "entropy": "entropy of a sample",
         "accuracy": "tokens that come back",
     }
@@ -345,13 +345,14 @@ def plot(report: Options, file: str) -> None:
                 axes.set_axis_off()
             axes.set_xscale("log", base=2)
             axes.set_xticks(TOGETHER, [str(count) for count in TOGETHER])
-            axes.tick_params(labelbottom=bool(curves))
             axes.grid(alpha=0.3)
             if column == 0:
                 axes.set_ylabel(label)
         grid[0, column].set_title(model)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=9)
-    figure.supxlabel("tokens a forward", fontsize=10)
+        lowest = max((axes for axes in grid[:, column] if axes.axison), key=grid[:, column].tolist().index)
+        lowest.set_xlabel("tokens a forward")
+        lowest.tick_params(labelbottom=True)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     figure.savefig(file, dpi=90, pil_kwargs={"optimize": True})
 
 

@@ -209,7 +209,7 @@ def lengths(pairs: int) -> dict[str, Any]:
     denoiser, parent, found = built("gpt2-small"), built("gpt2-small").model, {}
     for length in (128, 256, 512, 1024, 2048):
         some = ways(length - PROMPT, length // 8)
-        some = {name: way for name, way in some.items() if length < 2000 or name.startswith(("block", "dual"))}
+        some = {name: way for name, way in some.items() if length < 1000 or name.startswith(("block", "dual"))}
         found[f"{length} positions"] = compared(denoiser, parent, some, canvases(1, PROMPT, length - PROMPT), pairs)
     return {"lengths": found}
 
@@ -233,7 +233,7 @@ def trained(model: str, parent: str, pairs: int) -> dict[str, Any]:
     else:
         some = {f"full{steps}": Way(None, {"steps": steps}) for steps in (16, 32)}
         some |= {"dual16": ways(LENGTH, 16)["dual16"], "threshold": Way(None, {"threshold": 0.9})}
-    return batches(denoiser, judge, some, pairs, (1, 4, 16))
+    return batches(denoiser, judge, some, pairs, (1, 4))
 
 
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {

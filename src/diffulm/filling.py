@@ -24,9 +24,6 @@ from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame, sample
 from diffulm.samplers.verified import verified
 
-DEFAULT_STEPS = 32
-"""Upper limit to the forwards of a text when `steps` is None; one with fewer free tokens takes a forward for each."""
-
 DEFAULT_WINDOW = 32
 """Positions that a prefix or dual cache runs at a time when `block` is None."""
 
@@ -34,7 +31,7 @@ Callback = Callable[[Frame], Any]
 
 # Those of the options that are the sampler's own business.
 _SAMPLER_OPTIONS = {
-    "sampler", "schedule", "threshold", "entropy_bound", "factor", "temperature", "top_p", "top_k", "min_p", "remask"
+    "sampler", "steps", "schedule", "threshold", "entropy_bound", "factor", "temperature", "top_p", "top_k", "min_p", "remask"
 }  # fmt: skip
 
 
@@ -71,7 +68,7 @@ def fill(
     FloatingPointError if the model's logits are not finite.
     """
     seeds = streams(options.seed, len(canvases)) if seeds is None else seeds
-    asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS) | {"steps": options.steps or DEFAULT_STEPS}
+    asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS)
     results = []
     for start in range(0, len(canvases), options.batch_size):
         batch = canvases[start : start + options.batch_size]

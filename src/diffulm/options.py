@@ -92,7 +92,7 @@ class Sampling(TypedDict, total=False):
     sampler: str
     """The order, any public module name in `diffulm.samplers`."""
     steps: int | None
-    """Upper limit to the forwards of a text: default 32, and never more than its free tokens with our own samplers."""
+    """Upper limit to the forwards of a text; default, and most with our own samplers: one for each free token."""
     schedule: Literal["linear", "cosine"]
     """How the steps share the tokens."""
     threshold: float | None

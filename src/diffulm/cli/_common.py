@@ -34,7 +34,7 @@ def _filling(
         "confidence", "--sampler", help="The order in which tokens are revealed: confidence, random, ..."
     ),
     steps: int | None = typer.Option(
-        None, "--steps", help="At most so many denoising steps.  [default: 32]", show_default=False
+        None, "--steps", help="At most so many denoising steps.  [default: one a token]", show_default=False
     ),
     schedule: str = typer.Option(
         "linear", "--schedule", help="How the steps share the tokens: linear, or cosine: few at first."

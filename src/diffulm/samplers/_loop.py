@@ -38,7 +38,7 @@ def sample(
     mask_token_id: int,
     seeds: Sequence[int | tuple[int, int]],
     sampler: str | Rule = "confidence",
-    steps: int = 32,
+    steps: int | None = None,
     schedule: str = "linear",
     threshold: float | None = None,
     entropy_bound: float | None = None,
@@ -61,7 +61,7 @@ def sample(
     that is not to be run has nothing in `where`. seeds: one a row, (seed, stream) or an int for (seed, 0).
 
     sampler: the order, a name or a rule. How many are revealed at once: `steps`, an upper limit T to the forwards of a
-    row, with its `schedule`; or one of `threshold`, `entropy_bound` and `factor` (_commit.py), and `steps` is not read.
+    row (None: one token at a time), with its `schedule`; or one of `threshold`, `entropy_bound` and `factor` (_commit.py), and `steps` is not read.
     temperature, top_p, top_k, min_p: see `draw`. forbidden: ids never drawn, besides the mask token.
 
     block: a row fills only the block (of positions j // block) of its leftmost mask, until that is full; `steps` are
@@ -141,12 +141,14 @@ def _refuse(order: Rule, commit: Commit, remask: float) -> None:
         raise BadInput(f"{name} says itself how many tokens to reveal at a step: leave out {asked}, or the sampler")
 
 
-def _blocks(free: Tensor, steps: int, width: int) -> tuple[Tensor, Tensor]:
+def _blocks(free: Tensor, steps: int | None, width: int) -> tuple[Tensor, Tensor]:
     """(B, blocks) free tokens of each block, and its share of the steps: by its tokens, at least one where there are any.
 
     Rounded so that they add up to `steps`, or to the number of blocks if that is more.
     """
     tokens = functional.pad(free.long(), (0, -free.shape[1] % width)).view(len(free), -1, width).sum(-1)
+    if steps is None:
+        return tokens, tokens
     number = (tokens > 0).cumsum(1)  # 1, 2, ... of the blocks with anything to do
     blocks, count = number[:, -1:], tokens.sum(1, keepdim=True).clamp(min=1)
     ends = (2 * steps * tokens.cumsum(1) + count) // (2 * count)
