@@ -119,7 +119,7 @@ def compared(
     cacheable(denoiser)
     if hasten(denoiser.model):
         sides["generate, hastened"] = theirs(denoiser.model, made, **as_theirs)
-    seconds = alternated(sides, pairs, DEVICE, warm=pairs > 1)
+    seconds, results = alternated(sides, pairs, DEVICE, warm=pairs > 1)
     rates = {name: rows * length / statistics.median(took) for name, took in seconds.items()}
 
     def ratio(name: str, to: str) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def compared(
     }
     for name, way in some.items():
         found[name] = ratio(name, "generate") | {"block": way.block, "options": way.options | drawn}
-        found[name]["forwards"] = sides[name]()[0].forwards
+        found[name]["forwards"] = results[name][0].forwards
         if "generate, hastened" in sides:
             found[name]["hastened"] = ratio(name, "generate, hastened")["ratio"]
     return found

@@ -40,17 +40,19 @@ def median(ratios: list[float]) -> dict[str, Any]:
 
 def alternated(
     sides: dict[str, Callable[[], Any]], pairs: int, device: str = "cpu", warm: bool = True
-) -> dict[str, list[float]]:
-    """Seconds of each side, run one after another `pairs` times, in an order that turns round; warm: each once before."""
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """(seconds of each side, what it gave last); run one after another `pairs` times, in an order that turns round; warm:
+    each once before."""
     for run in sides.values() if warm else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    results: dict[str, Any] = {}
     for number in range(pairs):
         for name, run in list(sides.items())[:: 1 if number % 2 else -1]:
             begun = now(device)
-            run()
+            results[name] = run()
             seconds[name].append(now(device) - begun)
-    return seconds
+    return seconds, results
 
 
 def conditions(threads: int) -> dict[str, Any]:
