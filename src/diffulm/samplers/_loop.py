@@ -61,7 +61,8 @@ def sample(
     that is not to be run has nothing in `where`. seeds: one a row, (seed, stream) or an int for (seed, 0).
 
     sampler: the order, a name or a rule. How many are revealed at once: `steps`, an upper limit T to the forwards of a
-    row (None: one token at a time), with its `schedule`; or one of `threshold`, `entropy_bound` and `factor` (_commit.py), and `steps` is not read.
+    row (None: one token at a time), with its `schedule`; or one of `threshold`, `entropy_bound` and `factor` (_commit.py),
+    and `steps` is not read.
     temperature, top_p, top_k, min_p: see `draw`. forbidden: ids never drawn, besides the mask token.
 
     block: a row fills only the block (of positions j // block) of its leftmost mask, until that is full; `steps` are
