@@ -356,7 +356,9 @@ def test_watch_keeps_a_step_on_its_line(capsys, monkeypatch):
 
 def test_watch_on_a_terminal_draws_in_place():
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=40, _environ={"TERM": "xterm"})
+    # The same kind as everywhere in these tests: rich keeps the codes that a style had on the first terminal.
+    kind = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    console = Console(file=screen, force_terminal=True, width=40, _environ=kind)
     with watch._drawing(console, Letters(), "░") as draw:
         draw(frame([1, 0, 0], [False, True, True], 1))
         drawn = screen.getvalue()

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from rich.style import Style
 from rich.text import Text
 
 import diffulm
@@ -105,7 +104,6 @@ def test_a_terminal_is_told_nothing_by_what_is_escaped(text):
 
 
 def test_the_colour_is_the_confidence(tokenizer):
-    Style.parse.cache_clear()  # rich keeps the codes that a style had on the first terminal, which may have been another
     ids = tokenizer.encode("a(b", add_special_tokens=False)
     screen = Screen(tokenizer)
     screen.shows(frame(ids, [False, True, True]))
