@@ -56,3 +56,16 @@ def shared() -> Path:
     if not (folder / "fixtures").is_dir():
         pytest.skip(f"no shared data at {folder} (DIFFULM_SHARED names the folder)")
     return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line, called: arguments -> (exit code, standard output, standard error)."""
+    from diffulm.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        return end.value.code, *capsys.readouterr()
+
+    return call

@@ -11,6 +11,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
+from diffulm.checkpoint import adapter
+from diffulm.denoiser.adopt import adopt
 from diffulm.errors import BadInput
 
 VOCABULARY = 64
@@ -104,3 +106,15 @@ def bad(match: str) -> Iterator[None]:
     with pytest.raises(BadInput, match=match) as caught:
         yield
     assert "\n" not in str(caught.value)
+
+
+def with_adapter(parent: Path, mask_token: str = "auto"):
+    """(denoiser, tokenizer) with an adapter whose tensors are drawn at random, as if it had been trained."""
+    denoiser, words = adopt(str(parent), mask_token=mask_token, frozen=True)
+    adapter.begin(denoiser, parent, rank=4, alpha=8.0, seed=0, embeddings=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in denoiser.model.parameters():
+            if value.requires_grad:
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    return denoiser, words

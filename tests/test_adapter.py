@@ -23,6 +23,7 @@ from diffulm.denoiser.denoiser import Denoiser
 from diffulm.options import checked
 from diffulm.recipes.adapt import AdaptConfig
 from models import VOCABULARY, bad, build, flip, ids, tokenizer
+from models import with_adapter as trained
 from runs import short, timeless
 
 PARENTS = {
@@ -45,18 +46,6 @@ def parents(tmp_path_factory) -> Path:
         build(family, **changes).save_pretrained(root / name)
         tokenizer().save_pretrained(root / name)
     return root
-
-
-def trained(parent: Path, mask_token: str = "auto"):
-    """(denoiser, tokenizer) with an adapter whose tensors are drawn at random, as if it had been trained."""
-    denoiser, words = adopt(str(parent), mask_token=mask_token, frozen=True)
-    adapter.begin(denoiser, parent, rank=4, alpha=8.0, seed=0, embeddings=False)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in denoiser.model.parameters():
-            if value.requires_grad:
-                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
-    return denoiser, words
 
 
 def canvas(denoiser: Denoiser) -> torch.Tensor:

@@ -78,17 +78,6 @@ def fake(monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return call
-
-
-@pytest.fixture
 def stdin(monkeypatch):
     return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 

@@ -22,16 +22,6 @@ from diffulm.recipes.adapt import AdaptConfig
 PROGRAM = Path(sys.executable).with_name("diffulm")
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(list(arguments))
-        return end.value.code, *capsys.readouterr()
-
-    return call
-
-
 def parses(words: list[str]) -> None:
     group = typer.main.get_command(application())
     name, verb, rest = group.resolve_command(group.make_context("diffulm", list(words)), list(words))

@@ -8,22 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffulm.cli import main
 from diffulm.cli._editing import Editing, editing, hole_of, offsets
 from diffulm.errors import BadInput
 
 CODE = "class Reader:\r\n    def clo(self):\r\n        self.file.close()\r\n\n# é 😀\n"
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return call
 
 
 @pytest.fixture

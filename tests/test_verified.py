@@ -20,7 +20,7 @@ from diffulm.options import checked
 from diffulm.recipes.adapt import AdaptConfig, adapt
 from diffulm.recipes.merge import merge
 from diffulm.samplers.verified import Draft, Race, verified
-from models import VOCABULARY, bad, build, ids, tokenizer
+from models import VOCABULARY, bad, build, ids, tokenizer, with_adapter
 
 # -- laws, on a toy: three symbols, a draft that depends on everything -------------------------------------------------
 
@@ -295,24 +295,18 @@ def parents(tmp_path_factory) -> Path:
     return root
 
 
-def with_adapter(parent: Path, only_masks: bool = True):
-    """(denoiser, tokenizer) with an adapter whose tensors are drawn at random, as if it had been trained."""
-    denoiser, words = adopt(str(parent), frozen=True)
-    adapter.begin(denoiser, parent, rank=4, alpha=8.0, seed=0, embeddings=False)
+def drafter(parent: Path, only_masks: bool = True):
+    """`with_adapter`; only_masks: the adapter acts on masks alone."""
+    denoiser, words = with_adapter(parent)
     if only_masks:
         adapter.only_masks(denoiser)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in denoiser.model.parameters():
-            if value.requires_grad:
-                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
     return denoiser, words
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
 def test_rows_that_see_no_mask_are_the_parent_s_bit_for_bit(parents, tmp_path, family):
-    denoiser, words = with_adapter(parents / family)
+    denoiser, words = drafter(parents / family)
     text = ids().index_fill(1, torch.arange(9, 14), denoiser.record.mask_token_id)
     causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     said = denoiser.rows(text, causal)
@@ -324,7 +318,7 @@ def test_rows_that_see_no_mask_are_the_parent_s_bit_for_bit(parents, tmp_path, f
     assert torch.equal(load(tmp_path / "drafter")[0].rows(text, causal), said)
     with bad("acts on masks alone"):
         merge(str(tmp_path / "drafter"), tmp_path / "merged")
-    plain, _ = with_adapter(parents / family, only_masks=False)
+    plain, _ = drafter(parents / family, only_masks=False)
     assert not torch.allclose(plain.rows(text, causal)[:, :9], own[:, :9], atol=0.1)
     with gated(plain.model):
         assert torch.equal(plain.rows(text, causal), said)
@@ -333,7 +327,7 @@ def test_rows_that_see_no_mask_are_the_parent_s_bit_for_bit(parents, tmp_path, f
 
 @pytest.mark.parametrize("only_masks", [True, False])
 def test_with_any_adapter_the_text_is_the_parent_s(parents, only_masks):
-    denoiser, _ = with_adapter(parents / "llama", only_masks)
+    denoiser, _ = drafter(parents / "llama", only_masks)
     denoiser.model.double()
     text = ids(1, 8)
     with adapter_off(denoiser.model):

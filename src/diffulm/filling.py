@@ -14,7 +14,7 @@ from torch import Tensor
 from diffulm.bounds import Denoise
 from diffulm.canvas import Canvas
 from diffulm.constraints import Constraint, constrained
-from diffulm.denoiser.cache import cacheable, cached
+from diffulm.denoiser.cache import WINDOW, cacheable, cached
 from diffulm.denoiser.denoiser import Denoiser, evaluating
 from diffulm.denoiser.drafting import affinity, reader
 from diffulm.denoiser.kernels import hasten
@@ -23,9 +23,6 @@ from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame, sample
 from diffulm.samplers.verified import verified
-
-DEFAULT_WINDOW = 32
-"""Positions that a prefix or dual cache runs at a time when `block` is None."""
 
 Callback = Callable[[Frame], Any]
 
@@ -78,7 +75,7 @@ def fill(
             "seeds": seeds[start : start + len(batch)],
             "eos_token_id": eos_token_id,
             "pad_token_id": pad_token_id,
-            "callback": callback and _renumbered(callback, start),
+            "callback": callback and renumbered(callback, range(start, start + len(batch))),
         }
         if options.sampler == "verified":
             filled, forwards = _verified(denoiser, ids, fixed, present, options, forbidden, constraint, common)
@@ -140,7 +137,7 @@ def denoising(denoiser: Denoiser, options: GenerateOptions) -> tuple[Denoise, in
             raise BadInput(
                 f"cache={options.cache}: this model's layers keep no keys and values by position; leave it out"
             )
-        block = options.block or DEFAULT_WINDOW
+        block = options.block or WINDOW
         return cached(denoiser, options.cache, block, options.refresh), block
     return tiled(denoiser), options.block
 
@@ -163,5 +160,6 @@ def stacked(canvases: Sequence[Canvas]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, fixed | ~present, present
 
 
-def _renumbered(callback: Callback, start: int) -> Callback:
-    return lambda frame: callback(replace(frame, rows=tuple(start + row for row in frame.rows)))
+def renumbered(callback: Callback, numbers: Sequence[int]) -> Callback:
+    """The callback, told of row i as text numbers[i]."""
+    return lambda frame: callback(replace(frame, rows=tuple(numbers[row] for row in frame.rows)))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffulm import bounds, canvas, constraints
+from diffulm import bounds, canvas, constraints, streaming
 from diffulm.bounds import Denoise
 from diffulm.canvas import Canvas, Hole
 from diffulm.constraints import Constraint
@@ -363,5 +363,5 @@ def interleaved(parts: Iterable[str | Hole], fills: Iterable[str]) -> str:
 
 def cut(parts: Sequence[str | Hole], found: Candidate, stop: Sequence[str]) -> Candidate:
     """The candidate, each fill cut before the first of the stop strings in it."""
-    fills = [min((fill.partition(word)[0] for word in stop), key=len, default=fill) for fill in found.fills]
+    fills = [streaming.cut(fill, stop) for fill in found.fills]
     return Candidate(interleaved(parts, fills), fills, found.score)

@@ -16,7 +16,7 @@ from diffulm.constraints import Constraint
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
-from diffulm.filling import Callback, Filled, fill, streams
+from diffulm.filling import Callback, Filled, fill, renumbered, streams
 from diffulm.holes import Candidate, Search, Solution
 from diffulm.options import GenerateOptions
 from diffulm.samplers import Frame
@@ -105,7 +105,7 @@ class Infiller:
             rows = [row for row, one in enumerate(made) if _ends_open(one) == open_ended]
             banned = self.forbidden if open_ended or eos is None else [*self.forbidden, eos]
             ends = (eos, self.tokenizer.pad_token_id) if open_ended else (None, None)
-            told = callback and _renumbered(callback, [numbers[row] for row in rows])
+            told = callback and renumbered(callback, [numbers[row] for row in rows])
             batch = [made[row] for row in rows]
             results = fill(self.denoiser, batch, options, banned, told, *ends, [seeds[row] for row in rows], constraint)
             found |= dict(zip(rows, results, strict=True))
@@ -204,10 +204,6 @@ def _ends_open(made: Canvas) -> bool:
     """Whether all that is free is one hole at the end."""
     free = [span for span in made.spans if not bool(made.fixed[span.start : span.end].all())]
     return len(free) == 1 and free[0].end == len(made.ids)
-
-
-def _renumbered(callback: Callback, numbers: Sequence[int]) -> Callback:
-    return lambda frame: callback(replace(frame, rows=tuple(numbers[row] for row in frame.rows)))
 
 
 def _replay(seen: list[Frame], ids: list[int], number: int, callback: Callback) -> None:

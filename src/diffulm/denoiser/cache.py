@@ -20,10 +20,13 @@ from transformers import Cache
 
 from diffulm.bounds import Denoise
 from diffulm.denoiser.denoiser import Denoiser, evaluating
-from diffulm.denoiser.tile import bucket, joined, tile_rows, tiled
+from diffulm.denoiser.tile import bucket, ends, joined, tile_rows, tiled
 from diffulm.shapes import Int
 
 Mode = Literal["exact", "prefix", "dual"]
+
+WINDOW = 32
+"""Positions that a prefix or dual cache runs at a time where nobody says how many."""
 
 
 class CanvasCache(Cache):
@@ -85,15 +88,16 @@ def cached(
     every call (a canvas that is not to be run asks for nothing).
 
     mode: `exact` for block-causal models; `prefix` runs the current block and all after it, `dual` the block alone, both see
-    the rest as it was at the last refresh. block: positions a block, default the record's. A canvas is refreshed (run
-    whole) when it comes to another block, and after every `refresh` forwards if that is given; with refresh=1 the result is
-    that of `tiled`. rows: canvases a forward, see `tile_rows`. ValueError for `exact` with another attention than block-causal.
+    the rest as it was at the last refresh. block: positions a block, default the record's, or WINDOW. A canvas is refreshed
+    (run whole) when it comes to another block, and after every `refresh` forwards if that is given; with refresh=1 the
+    result is that of `tiled`. rows: canvases a forward, see `tile_rows`. ValueError for `exact` with another attention than
+    block-causal.
     """
     if mode == "exact" and denoiser.record.attention != "block":
         raise ValueError(
             "the exact cache is for block-causal attention: under full attention every column sees every change"
         )
-    run = _Windows(denoiser, mode, block or denoiser.record.block_size or 32, refresh, rows)
+    run = _Windows(denoiser, mode, block or denoiser.record.block_size or WINDOW, refresh, rows)
     return run.logits
 
 
@@ -168,9 +172,9 @@ class _Windows:
 
     def _windows(self, ids: Tensor, where: Tensor, real: Tensor) -> dict[int, tuple[int, int]]:
         """Which positions of which canvases have to be run."""
-        windows, ends = {}, _ends(real)
+        windows, lengths = {}, ends(real)
         stale = _first(ids != self.seen)
-        asked = zip(where.any(1).tolist(), _first(where), _ends(where), stale, ends, strict=True)
+        asked = zip(where.any(1).tolist(), _first(where), ends(where), stale, lengths, strict=True)
         for i, (any_at_all, first, last, changed, end) in enumerate(asked):
             if not any_at_all:
                 continue
@@ -217,8 +221,3 @@ def _columns(marks: Tensor, count: int) -> Tensor:
 def _first(marks: Tensor) -> list[int]:
     """The first True of each row (B, L); L where there is none."""
     return torch.where(marks.any(1), marks.long().argmax(1), marks.shape[1]).tolist()
-
-
-def _ends(marks: Tensor) -> list[int]:
-    """One behind the last True of each row (B, L)."""
-    return (marks.long() * torch.arange(1, marks.shape[1] + 1, device=marks.device)).amax(1).tolist()

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -125,6 +126,11 @@ class Denoiser:
     @property
     def vocabulary(self) -> int:
         return self.model.get_input_embeddings().weight.shape[0]
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many there are; counted once, for the tile is chosen at every forward."""
+        return sum(p.numel() for p in self.model.parameters())
 
     @property
     def forbidden(self) -> int | None:

@@ -9,7 +9,7 @@ behind a parent that only they change: arXiv 2507.11851; a tree under one matrix
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,7 +39,7 @@ def affinity(denoiser: Denoiser) -> Float[Tensor, "v v"] | None:
         return None
     if denoiser.model not in _affinities:
         seen = visibility.causal(2, device=denoiser.device)
-        with gated(denoiser.model) if attached(denoiser.model) else nullcontext():
+        with _clean(denoiser.model):
             parts = [
                 denoiser.rows(torch.stack([torch.full_like(some, bos), some], 1), seen)[:, 1].float().log_softmax(-1)
                 for some in torch.arange(size, device=denoiser.device).split(512)
@@ -47,6 +47,11 @@ def affinity(denoiser: Denoiser) -> Float[Tensor, "v v"] | None:
         table = torch.cat(parts)
         _affinities[denoiser.model] = STRENGTH * (table - table.logsumexp(0) + math.log(size))
     return _affinities[denoiser.model]
+
+
+def _clean(model: Any) -> AbstractContextManager[None]:
+    """Inside, what is no mask is read by the parent alone, where the model has an adapter."""
+    return gated(model) if attached(model) else nullcontext()
 
 
 def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Tensor, ...]]]:
@@ -75,7 +80,7 @@ def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Te
         masks = [denoiser.record.mask_token_id] * (len(offset) - len(clean))
         visible = torch.cat([visible.new_ones(len(visible), len(columns)), visible], 1)
         request = Request(rows, lambda head, hidden: head(hidden))
-        with gated(denoiser.model) if attached(denoiser.model) else nullcontext():
+        with _clean(denoiser.model):
             ids, positions = torch.tensor([clean + masks], device=device), (len(columns) + offset)[None]
             logits = denoiser._forward(ids, visible, positions, cache, request)
         before = [*range(-1, len(known) - 1), *(len(known) - 1 + parent for parent in draft.parents)]

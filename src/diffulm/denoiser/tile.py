@@ -27,7 +27,7 @@ def tile_rows(denoiser: Denoiser, positions: int, waiting: int) -> int:
     some = next(denoiser.model.parameters())
     if some.element_size() < 4:
         return min(waiting, TILE)
-    small = sum(p.numel() for p in denoiser.model.parameters()) * positions <= SMALL
+    small = denoiser.parameters * positions <= SMALL
     return TILE if small or some.device.type != "cpu" else 1
 
 
@@ -42,8 +42,7 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
         home = ids.device
         ids, where = ids.to(denoiser.device), where.to(denoiser.device)
         real = torch.ones_like(where) if present is None else present.to(denoiser.device)
-        ends = (real.long() * torch.arange(1, ids.shape[1] + 1, device=real.device)).amax(1)
-        lengths = [bucket(n, limit) for n in ends.tolist()]
+        lengths = [bucket(n, limit) for n in ends(real)]
         found: dict[int, Tensor] = {}
         with evaluating(denoiser.model):
             for length in sorted(set(lengths)):
@@ -58,6 +57,11 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
         return joined([found[i] for i in sorted(found)]).to(home)
 
     return denoise
+
+
+def ends(marks: Tensor) -> list[int]:
+    """One behind the last True of each row (B, L)."""
+    return (marks.long() * torch.arange(1, marks.shape[1] + 1, device=marks.device)).amax(1).tolist()
 
 
 def joined(parts: list[Tensor]) -> Tensor:

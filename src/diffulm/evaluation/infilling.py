@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffulm import filling
+from diffulm.canvas import Canvas
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.probe import evaluating
-from diffulm.denoiser.tile import tiled
+from diffulm.options import GenerateOptions
 from diffulm.randomness import key, uniform
-from diffulm.samplers import sample
 from diffulm.shapes import Int
 
 _HOLE, _LENGTH = key("infilling hole"), key("infilling length")
@@ -120,29 +121,16 @@ def fill(
     denoiser: Denoiser, tasks: list[Task], steps: int, sampler: str = "confidence", temperature: float = 0.0
 ) -> Filled:
     """Each hole by diffusion, both sides in sight; row i has the stream (0, i)."""
-    denoise, started = tiled(denoiser), time.perf_counter()
-    done: list[tuple[int, ...]] = []
-    for first in range(0, len(tasks), BATCH):
-        batch = tasks[first : first + BATCH]
-        ids, fixed, present = _stacked(batch, denoiser.device)
-        seeds = [(0, first + i) for i in range(len(batch))]
-        out, _ = sample(
-            denoise, ids, fixed, present, mask_token_id=denoiser.record.mask_token_id, sampler=sampler, steps=steps,
-            temperature=temperature, seeds=seeds,
-        )  # fmt: skip
-        done += [tuple(row[: len(task.ids)].tolist()) for row, task in zip(out, batch, strict=True)]
+    made = [_canvas(task) for task in tasks]
+    options = GenerateOptions(steps=steps, sampler=sampler, temperature=temperature, batch_size=BATCH)
+    started = time.perf_counter()
+    done = [tuple(one.ids) for one in filling.fill(denoiser, made, options)]
     return Filled(done, time.perf_counter() - started)
 
 
-def _stacked(tasks: list[Task], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    longest = max(len(task.ids) for task in tasks)
-    ids = torch.zeros(len(tasks), longest, dtype=torch.long)
-    fixed, present = torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-    for row, task in enumerate(tasks):
-        ids[row, : len(task.ids)] = torch.tensor(task.ids)
-        fixed[row, task.start : task.stop] = False
-        present[row, : len(task.ids)] = True
-    return ids.to(device), fixed.to(device), present.to(device)
+def _canvas(task: Task) -> Canvas:
+    at = torch.arange(len(task.ids))
+    return Canvas(torch.tensor(task.ids), (at < task.start) | (at >= task.stop), (), None)
 
 
 def continue_left(parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 0) -> Filled:

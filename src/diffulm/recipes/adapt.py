@@ -183,8 +183,9 @@ class AdaptConfig(Options):
                 "compile": False,
                 "full_share": 0.0,
                 "ar_weight": 0.0,
+                "clean_copy": "causal",
             }
-            for key, value in {**wanted, "clean_copy": "causal"}.items():
+            for key, value in wanted.items():
                 if getattr(self, key) != value:
                     raise BadInput(f"lora_rows=masked: needs {key}={str(value).lower()}")
         if self.adapter == "none":

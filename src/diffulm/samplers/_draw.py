@@ -16,7 +16,7 @@ from diffulm.shapes import Float, Int
 _BLOCK = 256
 _CHUNK = {"cpu": 2**19}  # elements: 2 MiB of float32 stay in the cache
 _LARGE_CHUNK = 2**24  # where starting a kernel costs more than memory
-_COLDEST = 1e-30  # a smaller positive temperature would be 0 in float32; long before this it is arg max
+COLDEST = 1e-30  # a smaller positive temperature would be 0 in float32; long before this it is arg max
 _FLOOR = -1e4  # for what times 0 shall be 0; exp of it is 0
 _UNKNOWN = torch.tensor(torch.nan)
 _AGAIN = randomness.key("sampler", "again")
@@ -98,7 +98,7 @@ def _draw(
         return Drawn(greedy, top.log(), top.log(), entropy, margin)
     weights = p
     if temperature != 1:
-        coldest = max(temperature, _COLDEST)
+        coldest = max(temperature, COLDEST)
         weights = torch.softmax(torch.div(scores, coldest, out=buffers[1]), -1, out=buffers[0])
     if top_k is not None and top_k < weights.shape[1]:
         weights.mul_(weights >= weights.topk(top_k).values[:, -1:])

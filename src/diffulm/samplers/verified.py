@@ -20,12 +20,11 @@ from torch import Tensor
 
 from diffulm import randomness
 from diffulm.errors import BadInput
-from diffulm.samplers._draw import nucleus
+from diffulm.samplers._draw import COLDEST, nucleus
 from diffulm.samplers._loop import Frame
 from diffulm.shapes import Bool, Float, Int
 
 _TOKEN = randomness.key("sampler", "verified")
-COLDEST = 1e-30  # a smaller positive temperature would be 0 in float32
 CANDIDATES = 4
 """Tokens considered behind each place of a draft."""
 
