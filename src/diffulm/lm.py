@@ -157,7 +157,7 @@ class DiffusionLM:
             canvas.joined(canvas.parse(one) if isinstance(one, str) else one) for one in ([text] if single else text)
         ]
         self._check_tokenizer()
-        infiller = Infiller(self.denoiser.seeing_everything(), self.tokenizer, chosen, self._forbidden, self._texts)
+        infiller = Infiller(self.denoiser.seeing_everything(), self.tokenizer, chosen, self.forbidden, self._texts)
         try:
             found = [self._infilled(one) for one in infiller.infill(texts, callback)]
         except FloatingPointError:
@@ -212,7 +212,7 @@ class DiffusionLM:
         return constraints.token_texts(self.tokenizer)
 
     @cached_property
-    def _forbidden(self) -> list[int]:
+    def forbidden(self) -> list[int]:
         """Rows of the vocabulary that stand for no token: padding of the embedding, gaps in the tokenizer."""
         return sorted(set(range(self.denoiser.vocabulary)) - set(self.tokenizer.get_vocab().values()))
 
@@ -253,7 +253,7 @@ class DiffusionLM:
         open_ended = all(one.spans[-1].text is None for one in made)
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id) if open_ended else (None, None)
         try:
-            return fill(denoiser, made, options, self._forbidden, callback, *ends, seeds)
+            return fill(denoiser, made, options, self.forbidden, callback, *ends, seeds)
         except FloatingPointError:
             raise self._overflow() from None
 

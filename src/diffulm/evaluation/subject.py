@@ -1,0 +1,190 @@
+"""A model under evaluation: a diffusion model, or its AR parent read from left to right; text goes in, text comes out.
+
+Everything a task asks goes through here, so that both see the same tokens, the same BOS and the same cut.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffulm import lm as language_model
+from diffulm import randomness
+from diffulm.canvas import Canvas, Span, encode
+from diffulm.canvas import continuation as text_after
+from diffulm.denoiser.adopt import adopt
+from diffulm.denoiser.denoiser import evaluating
+from diffulm.errors import BadInput
+from diffulm.filling import fill
+from diffulm.lm import DiffusionLM
+from diffulm.options import GenerateOptions
+from diffulm.streaming import completion, cut, draws
+
+TILE = 8  # prompts that an AR model continues at once: fixed, so that a text does not depend on a batch size
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model went on with. cut: tokens of the prompt left out on the left, for want of room."""
+
+    text: str
+    cut: int
+    tokens: int
+
+
+@dataclass
+class Subject:
+    """name: what it was opened from. autoregressive: read from left to right by its own causal attention."""
+
+    name: str
+    lm: DiffusionLM
+    autoregressive: bool = False
+
+    @property
+    def denoiser(self):
+        return self.lm.denoiser
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.lm.tokenizer
+
+    @property
+    def bos(self) -> list[int]:
+        """What stands in front of every text: BOS, or nothing."""
+        bos = self.lm.record.bos_token_id
+        return [] if bos is None else [bos]
+
+    @property
+    def context(self) -> int:
+        """Positions the model can take; 10^9 where the architecture sets no limit."""
+        return self.denoiser.context or 10**9
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        keys: Sequence[int | str],
+        stop: Sequence[str] = (),
+        steps: int | None = None,
+        temperature: float = 0.0,
+        draws: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[list[Completion]]:
+        """`draws` continuations of each prompt, at most `length` tokens each, ended by EOS or the first of `stop`.
+
+        keys: names each prompt for its random numbers, so that a continuation depends on nothing beside it. steps (default:
+        one token a forward), batch_size and options (`GenerateOptions`) are for diffusion models. A prompt that leaves no
+        room for `length` tokens is cut on the left. BadInput where even an empty prompt leaves none.
+        """
+        room = self.context - len(self.bos) - length
+        if room < 0:
+            raise BadInput(f"{self.name}: {length} tokens do not fit into its context of {self.context}")
+        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
+        kept = [ids[max(0, len(ids) - room) :] for ids in encoded]
+        seeds = [randomness.key(seed, key) for key in keys]
+        if self.autoregressive:
+            texts = self._continued(kept, length, seeds, stop, temperature, draws)
+        else:
+            chosen = GenerateOptions(
+                length=length, steps=steps, temperature=temperature, batch_size=batch_size, **options
+            )
+            texts = self._filled(kept, chosen, seeds, stop, draws)
+        cuts = [len(ids) - len(rest) for ids, rest in zip(encoded, kept, strict=True)]
+        return [[Completion(*one[:1], lost, one[1]) for one in of] for of, lost in zip(texts, cuts, strict=True)]
+
+    def _filled(
+        self, prompts: list[list[int]], options: GenerateOptions, seeds: list[int], stop: Sequence[str], count: int
+    ) -> list[list[tuple[str, int]]]:
+        made = [self._canvas(ids, options.length) for ids in prompts]
+        streams = [one for seed in seeds for one in draws((seed, 0), count)]
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        done = fill(
+            self.denoiser,
+            [one for one in made for _ in range(count)],
+            options,
+            self.lm.forbidden,
+            None,
+            *ends,
+            seeds=streams,
+        )
+        texts = [(completion(one.canvas, one.ids, stop), options.length) for one in done]
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+    def _canvas(self, prompt: list[int], length: int) -> Canvas:
+        bos = self.bos
+        ids = torch.tensor([*bos, *prompt, *[self.lm.mask_token_id] * length])
+        at = len(bos) + len(prompt)
+        spans = (Span(len(bos), at, ""), Span(at, len(ids), None))
+        return Canvas(ids, torch.arange(len(ids)) < at, spans, self.tokenizer)
+
+    def _continued(
+        self,
+        prompts: list[list[int]],
+        length: int,
+        seeds: list[int],
+        stop: Sequence[str],
+        temperature: float,
+        count: int,
+    ) -> list[list[tuple[str, int]]]:
+        """By `generate` of transformers: greedy in tiles of prompts padded on the left, drawn one prompt at a time."""
+        texts: list[list[tuple[str, int]]] = []
+        drawn = temperature > 0
+        size = 1 if drawn else TILE
+        for start in range(0, len(prompts), size):
+            tile = [[*self.bos, *ids] for ids in prompts[start : start + size]]
+            longest = max(map(len, tile))
+            ids = torch.tensor([[0] * (longest - len(one)) + one for one in tile], device=self.denoiser.device)
+            present = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in tile], device=ids.device)
+            how: dict[str, Any] = {"do_sample": False}
+            if drawn:
+                how = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": count}
+            with evaluating(self.lm.model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # generate warns of settings in a model's own file
+                torch.manual_seed(seeds[start])
+                out = self.lm.model.generate(
+                    ids, attention_mask=present, max_new_tokens=length, pad_token_id=self._pad, **how
+                )
+            new = [
+                self._text(one, row[longest:], stop)
+                for one, row in zip(self._repeated(tile, drawn, count), out.tolist(), strict=True)
+            ]
+            texts += [new] if drawn else [[one] * count for one in new]
+        return texts
+
+    @staticmethod
+    def _repeated(tile: list[list[int]], drawn: bool, count: int) -> list[list[int]]:
+        return tile * count if drawn else tile
+
+    def _text(self, before: list[int], new: list[int], stop: Sequence[str]) -> tuple[str, int]:
+        eos = self.tokenizer.eos_token_id
+        kept = new[: new.index(eos)] if eos in new else new
+        return cut(text_after(self.tokenizer, before[len(self.bos) :], kept), stop), len(kept)
+
+    @property
+    def _pad(self) -> int:
+        for one in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
+            if one is not None:
+                return one
+        return 0
+
+
+def opened(
+    source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None, parent: bool = False
+) -> Subject:
+    """A diffusion model, or with `parent` an AR model as it is. BadInput for what cannot be opened, or has no tokenizer."""
+    if parent:
+        denoiser, tokenizer = adopt(str(source), dtype=dtype, frozen=True)
+        found = DiffusionLM(denoiser, tokenizer)
+    else:
+        found = language_model.load(source, mask_token_id, dtype)
+    if found.tokenizer is None:
+        raise BadInput(
+            f"{source}: has no tokenizer, so it can be asked nothing in words; copy its parent's tokenizer files"
+        )
+    return Subject(str(source), found, parent)
