@@ -24,10 +24,10 @@ LENGTH, BLOCKS, LEFT_TO_RIGHT_BLOCKS, DRAWS = 128, 128, 32, 32
 SAMPLES, HOLE, STEPS = 64, 8, 8
 
 
-def held_out(denoiser: Any, tokenizer: Any, data: str) -> torch.Tensor:
+def held_out(denoiser: Any, tokenizer: Any, data: str, length: int = LENGTH) -> torch.Tensor:
     bos = denoiser.record.bos_token_id
     with tempfile.TemporaryDirectory() as folder:
-        rows = build(data, tokenizer, bos, tokenizer.eos_token_id, LENGTH, Path(folder) / "blocks").with_format("torch")
+        rows = build(data, tokenizer, bos, tokenizer.eos_token_id, length, Path(folder) / "blocks").with_format("torch")
         count = min(BLOCKS, len(rows))
         return torch.stack([torch.as_tensor(rows[i * len(rows) // count]["ids"]).long() for i in range(count)])
 

@@ -17,7 +17,7 @@ LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds costs",
     1: "denoiser checkpoint families",
     2: "canvas constraints options samplers data",
-    3: "animation filling holes infilling lm streaming watch",
+    3: "animation filling holes infilling lm scoring streaming watch",
     4: "evaluation",
     5: "training serving",
     6: "recipes",

@@ -48,6 +48,7 @@ class Fake(Denoiser):
         self.record = record
         self.limit = limit
         self.wish = wish or {}
+        self._head_is_last = False  # its losses are those of its logits
 
     @property
     def context(self):
@@ -61,8 +62,9 @@ class Fake(Denoiser):
     def device(self):
         return torch.device("cpu")
 
-    def __call__(self, ids, visible=None, where=None, positions=None, cache=None):
+    def __call__(self, ids, visible=None, where=None, positions=None, cache=None, clean=None):
         row, column = where.nonzero(as_tuple=True)
+        visible = torch.ones(*ids.shape, ids.shape[1], dtype=torch.bool) if visible is None else visible
         weight = torch.arange(1, ids.shape[1] + 1) ** 2
         state = ((ids + 1)[row] * weight * visible[row, column]).sum(1)
         logits = 4 * randomness.uniform(state[:, None], column[:, None], torch.arange(self.vocabulary)).float()

@@ -18,17 +18,17 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
-from diffulm import bounds, canvas, constraints, randomness, streaming
+from diffulm import canvas, constraints, randomness, scoring, streaming
 from diffulm.bounds import Score
 from diffulm.canvas import Canvas, Hole
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
-from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.filling import Callback, Filled, fill, streams
 from diffulm.holes import Candidate
 from diffulm.infilling import Infilled, Infiller
 from diffulm.options import GenerateOptions, Sampling, ScoreOptions, Scoring, checked
+from diffulm.scoring import Request
 
 Parts = str | Sequence[str | Hole]
 Result = TypeVar("Result")
@@ -184,11 +184,15 @@ class DiffusionLM:
         contexts = [context] * len(texts) if isinstance(context, str) else _listed(context)
         if len(contexts) != len(texts):
             raise BadInput(f"{len(texts)} texts need one context, or as many, not {len(contexts)}")
-        scores = [
-            self._score(one, before, chosen, randomness.key(before if key is None else key))
+        requests = [
+            self._request(one, before, randomness.key(before if key is None else key))
             for one, before in zip(texts, contexts, strict=True)
         ]
-        return _like(text, scores)
+        try:
+            found = scoring.scores(self.denoiser, requests, chosen.method, chosen.samples, chosen.seed)
+        except FloatingPointError:
+            raise self._overflow() from None
+        return _like(text, [Score(one.nats, one.stderr, one.tokens) for one in found])
 
     def causal_view(self, ids: Tensor) -> Tensor:
         """The AR reading of the same weights: ids (B, L) -> logits (B, L, V), row i for token i + 1."""
@@ -269,32 +273,21 @@ class DiffusionLM:
         candidates = [] if math.isnan(best.score) else searched
         return Generation(best.text, found.ids, found.forwards, found.seconds, fills=best.fills, candidates=candidates)
 
-    def _score(self, text: str, context: str, options: ScoreOptions, key: int) -> Score:
-        ids = self._canvas([context + text]).ids
-        given = self._canvas([context]).ids
-        shared = min(len(ids), len(given))
-        fixed = int((ids[:shared] == given[:shared]).long().cumprod(0).sum())
-        if fixed == len(ids):
+    def _request(self, text: str, context: str, key: int) -> Request:
+        ids, given = self._canvas([context + text]).ids.tolist(), self._canvas([context]).ids.tolist()
+        start = scoring.shared(ids, given)
+        if start == len(ids):
             raise BadInput(
                 "there is nothing to score: the text is empty, or adds no token to its context; give more text"
             )
-        free = torch.arange(len(ids)) >= fixed
-        occurrences = int((ids[free] == self.mask_token_id).sum())
+        occurrences = ids[start:].count(self.mask_token_id)
         if occurrences and self.record.emit_mask:
             warnings.warn(
                 f"the text has {occurrences} of the token {self.mask_token_id}, which this model uses as its mask: "
                 "where it stands unmasked the model takes it for a hidden token, and the score suffers",
                 stacklevel=4,
             )
-        ids, free = ids.to(self.denoiser.device), free.to(self.denoiser.device)
-        denoise = tiled(self.denoiser)
-        if options.method == "left_to_right":
-            score = bounds.left_to_right(denoise, ids, free, self.mask_token_id)
-        else:
-            score = bounds.bound(denoise, ids, free, self.mask_token_id, options.samples, options.seed, key)
-        if math.isnan(score.nats):
-            raise self._overflow()
-        return score
+        return Request(tuple(ids), start, len(ids), key)
 
 
 def adopt(

@@ -43,7 +43,8 @@ class Cell:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Cell":
-        return cls(**values | {"items": tuple(values.get("items", ()))})
+        fields: dict[str, Any] = {**values, "items": tuple(values.get("items", ()))}
+        return cls(**fields)
 
 
 def absent(task: str, metric: str, note: str, **more: Any) -> Cell:

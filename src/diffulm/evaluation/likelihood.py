@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from diffulm import visibility
-from diffulm.bounds import draws, standard_error
+from diffulm.bounds import standard_error
 from diffulm.denoiser.denoiser import Clean, Denoiser
 from diffulm.denoiser.probe import evaluating
 from diffulm.randomness import key, uniform
-from diffulm.shapes import Bool, Float, Int
+from diffulm.scoring import TOKENS_A_CALL, TOKENS_A_CALL_CPU, hidden_draws
+from diffulm.shapes import Float, Int
 
-# Positions a forward: bounds the memory, does not change a result beyond float error. On a CPU what its caches hold is
-# faster, by a quarter at the size of the 260K parent.
-TOKENS_A_CALL, TOKENS_A_CALL_CPU = 8192, 2048
 LEVELS = 10
 _STEP, _FUTURE = key("left-to-right step"), key("influence of the future")
 
@@ -42,7 +40,7 @@ def bound(denoiser: Denoiser, blocks: Int[Tensor, "n l"], samples: int = 16, see
     blocks = blocks.to(denoiser.device)
     size, length = _block_size(denoiser, blocks), blocks.shape[1]
     samples = 1 if size == 1 else samples  # blocks of one are exactly autoregressive
-    drawn = [_hidden(length, size, samples, seed, index) for index in range(len(blocks))]
+    drawn = [_drawn(length, size, samples, seed, index) for index in range(len(blocks))]
     where, weight = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     with evaluating(denoiser.model):
         ids = blocks.repeat_interleave(samples, 0)
@@ -61,19 +59,8 @@ def bound(denoiser: Denoiser, blocks: Int[Tensor, "n l"], samples: int = 16, see
 
 
 @lru_cache(maxsize=256)  # an evaluation draws what the one before drew
-def _hidden(
-    length: int, size: int, samples: int, seed: int, index: int
-) -> tuple[Bool[Tensor, "samples l"], Float[Tensor, "samples l"]]:
-    """What each draw masks of a text of `length`, in each of its blocks of `size` by itself, and the weight n / k of the
-    block's tokens (float64)."""
-    masked, weight = torch.zeros(samples, length, dtype=torch.bool), torch.ones(samples, length, dtype=torch.float64)
-    for start in range(0, length, size):
-        free = slice(max(start, 1), min(start + size, length))
-        if free.start < free.stop:
-            own = index if size >= length else key(index, start)
-            masked[:, free], of_draw = draws(free.stop - free.start, samples, seed, own)
-            weight[:, free] = of_draw[:, None]
-    return masked, weight
+def _drawn(length: int, size: int, samples: int, seed: int, index: int) -> tuple[Tensor, Tensor]:
+    return hidden_draws(torch.arange(1, length), length, size, samples, seed, index)
 
 
 def left_to_right(denoiser: Denoiser, blocks: Int[Tensor, "n l"], forwards: int | None = None, seed: int = 0) -> Loss:

@@ -1,9 +1,16 @@
-"""What a model family really needs, one small file each, found by `config.model_type`: nothing here is required."""
+"""What a model family really needs, one small file each: nothing here is required.
+
+A family of transformers is found by `config.model_type`; other projects' checkpoints by a function `read` that knows their
+config.json.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
+
+from diffulm.families._foreign import Foreign
 
 
 def of(model_type: str) -> ModuleType | None:
@@ -12,7 +19,18 @@ def of(model_type: str) -> ModuleType | None:
     return import_module(name) if model_type.isidentifier() and find_spec(name) else None
 
 
+def foreign(config: dict[str, Any]) -> Foreign | None:
+    """What another project's checkpoint is in the terms of transformers; None for a config.json that nobody here knows,
+    or that has a record of ours. BadInput for settings that nobody compared with the published code."""
+    readers = (getattr(module, "read", None) for module in _modules())
+    found = (read(config) for read in readers if read is not None and "diffulm" not in config)
+    return next((one for one in found if one is not None), None)
+
+
 def layouts() -> list[str]:
-    """The names of all released layouts, over all families."""
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    return sorted({name for module in modules for name in getattr(module, "LAYOUTS", {})})
+    """The names of all released layouts that can be written, over all families."""
+    return sorted({name for module in _modules() for name in getattr(module, "LAYOUTS", {})})
+
+
+def _modules() -> list[ModuleType]:
+    return [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
