@@ -12,7 +12,6 @@ so that several processes can share the work.
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +23,6 @@ import torch
 from ablation import LONG, cell, longer
 from adaptation import held_out
 from curves import error, rounded
-from pairs import conditions
 
 from diffulm import bounds
 from diffulm.checkpoint.load import load
@@ -264,13 +262,124 @@ def jobs(bench: Bench) -> list[tuple[str, str, str]]:
     return every
 
 
-def measured(asked: argparse.Namespace, bench: Bench) -> None:
-    """Every job whose run is there, in order."""
-    for part, name, kind in jobs(bench):
-        if asked.only and part not in asked.only:
-            continue
-        if name in PARENTS.values() or (bench.folder(name) / "report.json").exists():
+def measured(asked: argparse.Namespace, bench: Bench) -> list[tuple[str, str, str]]:
+    """Every job in order; returns those whose run is not there."""
+    missing = []
+    for part, name, kind in jobs():
+        if name not in PARENTS.values() and not (bench.folder(name) / "report.json").exists():
+            missing.append((part, name, kind))
+        elif not asked.only or part in asked.only:
             bench.kept(name, part, lambda made=PARTS[part], name=name, kind=kind: made(bench, name, kind))
+    return missing
+
+
+def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """(mean of the paired differences, half width of its 95% interval)."""
+    middle, stderr = error([a - b for a, b in zip(ours, theirs, strict=True)])
+    return middle, bounds.student(len(ours) - 1) * stderr
+
+
+def compared(bench: Bench, kind: str) -> dict[str, Any]:
+    """The mean losses of every model, and how they differ from its parent, the parent trained on, and another model."""
+    models, parent = STORIES if kind == "stories" else POCKETS, PARENTS[kind]
+    names = [parent, *([CONTROL] if kind == "stories" else []), *models]
+    kept = {name: bench.kept(name, "losses", _absent) for name in names}
+    found: dict[str, Any] = {}
+    for name, loss in kept.items():
+        found[name] = {reading: error(values) for reading, values in loss.items() if reading != "bound_stderr"}
+        draws = [sigma**2 for sigma in loss.get("bound_stderr", [])]
+        found[name]["draws"] = math.sqrt(sum(draws)) / len(draws) if draws else None
+        readings = [reading for reading in ("autoregressive", "left_to_right", "bound") if reading in loss]
+        for other in (parent, CONTROL):
+            if other in kept and name != other:
+                against = {reading: difference(loss[reading], kept[other]["autoregressive"]) for reading in readings}
+                found[name][f"minus {other}"] = against
+        other = models.get(name, (None, None))[1]
+        if other:
+            against = {reading: difference(loss[reading], kept[other][reading]) for reading in readings}
+            found[name] |= {"against": other, "minus it": against}
+    return found
+
+
+def ordered(bench: Bench, name: str, kind: str) -> dict[str, Any]:
+    """What the order costs: figures of the same blocks, nats a token."""
+    rows, every = bench.kept(name, "orders", _absent), bench.kept(name, "losses", _absent)
+    step, tokens = BLOCKS[kind] // ORDER_BLOCKS[kind], bench.blocks[kind].shape[1] - 1
+    parent = bench.kept(PARENTS[kind], "losses", _absent)["autoregressive"][::step]
+    random = torch.tensor([row[2:] for row in rows], dtype=torch.float64) * tokens
+    several = ((math.log(RANDOM_ORDERS) - (-random).logsumexp(1)) / tokens).tolist()
+    own = [row[0] for row in rows]
+    whole = every["bound"][::step]
+    return {
+        "parent": error(parent),
+        "left_to_right": error(own),
+        "right_to_left": error([row[1] for row in rows]),
+        "best": error([min(row) for row in rows]),
+        "several": error(several),
+        "bound": error(whole),
+        "lost": difference(own, parent),
+        "averaging": difference(whole, own),
+    }
+
+
+def filled(bench: Bench, name: str, kind: str) -> dict[str, Any]:
+    """Tokens of holes that come back, and how many more than of the parent: greedy, and the best of as many as steps."""
+    shares, parent = (bench.kept(one, "holes", _absent) for one in (name, PARENTS[kind]))
+    found: dict[str, Any] = {steps: error(values) for steps, values in shares.items()}
+    if name != PARENTS[kind]:
+        most = str(HOLE_STEPS[-1])
+        found["minus greedy"] = difference(shares[most], parent["1"])
+        found["minus best"] = difference(shares[most], parent[most])
+    return found
+
+
+def along(folder: Path) -> list[dict[str, float]]:
+    """The evaluations of a run: tokens and held-out losses."""
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    a_step = config["global_batch"] * config["length"]
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval_bound" in row or "eval_ar" in row]
+    keys = ("bound", "left_to_right", "ar")
+    return [
+        {"tokens": row["step"] * a_step} | {key: row[f"eval_{key}"] for key in keys if f"eval_{key}" in row}
+        for row in rows
+    ]
+
+
+def law_points(bench: Bench) -> list[dict[str, Any]]:
+    """A point a child: parameters, tokens, and its gaps to its parent's AR loss on the same blocks."""
+    found = []
+    for size in scaling.SHAPES:
+        parent = bench.kept(f"parent-{size}", "losses", _absent)["autoregressive"]
+        control = bench.kept(f"control-{size}", "losses", _absent)["autoregressive"]
+        for tokens in scaling.TOKENS:
+            loss = bench.kept(f"child-{size}-{tokens}", "losses", _absent)
+            parameters = bench.parameters(f"parent-{size}")
+            found.append({"size": size, "parameters": parameters, "tokens": in_tokens(tokens)} | gaps(loss, parent))
+            found[-1] |= {"parent": error(parent), "control": error(control)}
+    return found
+
+
+def gaps(loss: dict[str, list[float]], parent: list[float]) -> dict[str, Any]:
+    of = {reading: [a - b for a, b in zip(loss[reading], parent, strict=True)] for reading in ("left_to_right", "bound")}
+    return {reading: error(values) for reading, values in of.items()}
+
+
+def _absent() -> None:
+    raise SystemExit("something is missing that `measure` has just made; was a file deleted?")
+
+
+def report(bench: Bench) -> dict[str, Any]:
+    folders = {"adapted, tiny": "stories", "from scratch, tiny": "stories-scratch", "pocket-ar": "pocket-ar"}
+    kinds = {name: "pocket" if name in (*POCKETS, PARENTS["pocket"]) else "stories" for name in (*PARENTS.values(), *ORDERED)}
+    return conditions(torch.get_num_threads()) | {
+        "blocks": BLOCKS, "draws": DRAWS, "order_blocks": ORDER_BLOCKS, "samples": SAMPLES, "holes": HOLES,
+        "losses": {kind: compared(bench, kind) for kind in PARENTS},
+        "along": {name: along(bench.runs / folder) for name, folder in (folders | {"pocket": "pocket"}).items()},
+        "orders": {name: ordered(bench, name, kinds[name]) for name in ORDERED},
+        "sampled": {name: bench.kept(name, "samples", _absent) for name in (*PARENTS.values(), *SAMPLED)},
+        "filled": {name: filled(bench, name, kind) for name, kind in kinds.items()},
+        "law": scaling.law(law_points(bench), checks(bench)),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -281,7 +390,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*TRAIN, *PARTS), help="these runs or parts alone")
     asked = parser.parse_args()
     if asked.what == "measure":
-        measured(asked, Bench(asked))
+        bench = Bench(asked)
+        missing = measured(asked, bench)
+        if missing or asked.only:
+            print("".join(f"not trained: {name} ({part})\n" for part, name, _ in missing), end="", file=sys.stderr)
+            return
+        OUT.write_text(json.dumps(rounded(report(bench)), indent=1) + "\n")
+        results_page.write(json.loads(OUT.read_text()))
         return
     for name, part in TRAIN.items():
         if not asked.only or name in asked.only:

@@ -1,9 +1,30 @@
-"""The scaling law of adaptation: what parents of several sizes lose, by the tokens that they are adapted on."""
+"""The scaling law of adaptation: what parents of several sizes lose, by the tokens that they are adapted on.
 
-# Parents: width, layers; heads of 16, an MLP of 8/3 of the width, the tokenizer of stories260k. 54K to 1.05M parameters.
-SHAPES = {"54K": (32, 3), "135K": (48, 4), "428K": (80, 5), "1.05M": (128, 5)}
-PARENT_TOKENS, CONTROL_TOKENS = "4M", "2M"
+    gap = E + A (N / 1M)^-a (D / 1M)^-b          N parameters, D tokens of adaptation, gap in nats a token
+
+Gaps are to the parent's own AR loss on the same blocks. Fitted by least squares of log(gap), over a grid of floors E; intervals
+are percentiles over refits to resampled residuals.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Parents: width, layers; heads of 16, an MLP of 8/3 of the width, the tokenizer of stories260k. 54K to 820K parameters.
+SHAPES = {"54K": (32, 3), "135K": (48, 4), "428K": (80, 5), "820K": (112, 5)}
+PARENT_TOKENS, CONTROL_TOKENS = "4M", "1M"
 TOKENS = ("500K", "1M", "2M", "4M")
+READINGS = ("left_to_right", "bound")
+UNIT = 1e6
+REFITS, FLOORS = 1000, 40
+# GPT-2 small, adapted on as many tokens as DiffuGPT-S (arXiv 2410.17891) and on what a small budget would be.
+GPT2, GPT2_TOKENS = 124_439_808, (1e9, 131e9)
 
 
 def rate(width: int) -> float:
@@ -12,9 +33,107 @@ def rate(width: int) -> float:
 
 
 def runs() -> list[str]:
-    """Every run of the law: parent, children and control of a size after those of the size before."""
+    """Every run of the law, size by size."""
     return [
         name
         for size in SHAPES
         for name in (f"parent-{size}", *(f"child-{size}-{tokens}" for tokens in TOKENS), f"control-{size}")
     ]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """constants (refits + 1, 4): E, log A, a, b; the first row is the fit itself. residuals (n,): of log(gap), inflated by
+    sqrt(n / (n - constants)), as those that are left after a fit are too small."""
+
+    constants: Array
+    residuals: Array
+
+    def told(self) -> dict[str, tuple[float, float, float]]:
+        """Constant -> (value, low, high) of its 95% interval."""
+        values = self.constants.copy()
+        values[:, 1] = np.exp(values[:, 1])
+        low, high = np.quantile(values[1:], (0.025, 0.975), axis=0)
+        found = zip(values[0], low, high, strict=True)
+        return dict(zip("EAab", (tuple(map(float, three)) for three in found), strict=True))
+
+    def predict(self, parameters: float, tokens: float, seed: int = 0) -> tuple[float, float, float]:
+        """(gap, low, high): the 95% interval of one more run, its own deviation included."""
+        at = _design([parameters], [tokens])[0]
+        level = self.constants[:, 0] + np.exp(self.constants[:, 1:] @ at)
+        drawn = np.random.default_rng(seed).choice(self.residuals, len(level) - 1)
+        low, high = np.quantile(level[1:] * np.exp(drawn), (0.025, 0.975))
+        return float(level[0]), float(low), float(high)
+
+
+def fit(
+    parameters: Sequence[float], tokens: Sequence[float], gap: Sequence[float], floor: bool = False, seed: int = 0
+) -> Fit:
+    """The law through points of positive gap; floor: with E between 0 and the least gap, else E = 0."""
+    design, values = _design(parameters, tokens), np.asarray(gap, np.float64)
+    best = _solve(design, values[None], floor)
+    level = best[0, 0] + np.exp(design @ best[0, 1:])
+    residuals = np.log(values / level)
+    residuals *= math.sqrt(len(values) / (len(values) - 3 - floor))
+    drawn = np.random.default_rng(seed).choice(residuals, (REFITS, len(values)))
+    return Fit(np.concatenate([best, _solve(design, level * np.exp(drawn), floor)]), residuals)
+
+
+def _design(parameters: Sequence[float], tokens: Sequence[float]) -> Array:
+    logs = -np.log(np.asarray([parameters, tokens], np.float64).T / UNIT)
+    return np.concatenate([np.ones((len(logs), 1)), logs], 1)
+
+
+def _solve(design: Array, gaps: Array, floor: bool) -> Array:
+    """(r, 4): E, log A, a, b of each row of gaps (r, n), by least squares of log(gap).
+
+    With a floor: of log(gap - E), each point weighed by (gap - E) / gap, which turns its error into that of log(gap).
+    """
+    best, least = np.zeros((len(gaps), 4)), np.full(len(gaps), np.inf)
+    for share in np.linspace(0, 0.98, FLOORS) if floor else (0.0,):
+        bottom = share * gaps.min(1, keepdims=True)
+        weight, wanted = (gaps - bottom) / gaps, np.log(gaps - bottom)
+        left = np.einsum("rn,ni,nj->rij", weight**2, design, design)
+        right = np.einsum("rn,ni->ri", weight**2 * wanted, design)
+        found = np.linalg.solve(left, right[..., None])[..., 0]
+        squares = ((weight * (wanted - found @ design.T)) ** 2).sum(1)
+        better = squares < least
+        least = np.where(better, squares, least)
+        best = np.where(better[:, None], np.concatenate([bottom, found], 1), best)
+    return best
+
+
+def left_out(points: list[dict[str, Any]], reading: str, floor: bool) -> float:
+    """Root mean square of log(measured / predicted), each size predicted from the others alone."""
+    errors = []
+    for size in dict.fromkeys(point["size"] for point in points):
+        rest = [point for point in points if point["size"] != size]
+        found = _fitted(rest, reading, floor)
+        own = [point for point in points if point["size"] == size]
+        errors += [math.log(one[reading][0] / found.predict(one["parameters"], one["tokens"])[0]) for one in own]
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def _fitted(points: list[dict[str, Any]], reading: str, floor: bool) -> Fit:
+    return fit(*([point[key] for point in points] for key in ("parameters", "tokens")), [p[reading][0] for p in points], floor)
+
+
+def law(points: list[dict[str, Any]], checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Points (parameters, tokens, a gap for each reading) -> both fits, their residuals, `checks` against them, GPT-2."""
+    found: dict[str, Any] = {"points": points, "checks": [dict(check) for check in checks], "fits": {}, "gpt2": []}
+    for reading in READINGS:
+        found["fits"][reading] = {}
+        for name, floor in (("no floor", False), ("floor", True)):
+            made = _fitted(points, reading, floor)
+            found["fits"][reading][name] = {
+                "constants": made.told(),
+                "residual": float(np.sqrt(np.mean(made.residuals**2))),
+                "left_out": left_out(points, reading, floor),
+                "residuals": made.residuals.tolist(),
+            }
+            for check in found["checks"]:
+                check[f"{reading}, {name}"] = made.predict(check["parameters"], check["tokens"])
+            for tokens in GPT2_TOKENS:
+                gap, low, high = made.predict(GPT2, tokens)
+                found["gpt2"].append({"reading": reading, "fit": name, "tokens": tokens, "gap": (gap, low, high)})
+    return found

@@ -13,10 +13,10 @@ from torch import nn
 from diffulm import noise, visibility
 from diffulm.cli import main
 from diffulm.denoiser.denoiser import Denoiser
+from diffulm.evaluation.charts import Line, axis, chart, thinned
 from diffulm.recipes import measure
 from diffulm.recipes.adapt import run
 from diffulm.training import curriculum, health, pace, step, trainer
-from diffulm.training.charts import Line, axis, chart, thinned
 from diffulm.training.report import remade
 from diffulm.training.run_folder import read_metrics
 from models import bad

@@ -13,6 +13,7 @@ The functions know the network only as a `Denoise`, whose rows must not depend o
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,7 +29,7 @@ EXACT_TOKENS = 12
 """`exact_bound` runs 2^N - 1 canvases; beyond this many tokens it refuses."""
 
 _QUANTILE, _POSITION, _ORDER = make_key("score quantile"), make_key("score position"), make_key("score order")
-_NORMAL = 1.959963984540054
+NORMAL_95 = NormalDist().inv_cdf(0.975)
 
 
 @runtime_checkable
@@ -83,34 +84,42 @@ def draws(
     return rank < count[:, None], tokens / count
 
 
-def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's t: closed forms for 1 and 2 degrees of freedom, beyond Cornish-Fisher (0.1%)."""
-    if freedom == 1:
-        return math.tan(0.475 * math.pi)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
-    z = _NORMAL
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+def student(freedom: int, tail: float = 0.025) -> float:
+    """The quantile of Student's t that it exceeds with probability `tail`, by bisection of the closed form of its
+    distribution for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    if freedom > 300:  # the series has as many terms as half of that, and the normal's quantile is within 0.4%
+        return NormalDist().inv_cdf(1 - tail)
+    low, high = 0.0, 1.0
+    while (1 - _within(high, freedom)) / 2 > tail:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 - _within(middle, freedom)) / 2 > tail else (low, middle)
+    return high
 
 
-def standard_error(values: Float[Tensor, " samples"]) -> float:
-    """Standard error of the mean of `values` drawn by `draws`, from their variances within strata.
+def _within(t: float, freedom: int) -> float:
+    """P(|T| < t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(odd, freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (k + 1) / (k + 2)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
-    It is inflated by the quantile of Student's t over the normal's, with as many degrees of freedom as the variances
-    of the strata are worth (Welch-Satterthwaite: one stratum's variance may outweigh the rest), so that +- 1.96 of it
-    covers 95%; that is much below 30 draws, next to nothing for hundreds. Infinite for a single draw, which says
+
+def spread(values: Float[Tensor, " samples"]) -> tuple[float, int]:
+    """(standard error of the mean of `values` drawn by `draws`, from their variances within strata; the degrees of freedom
+    that it is worth, by Welch and Satterthwaite: one stratum's variance may outweigh the rest).
+
+    Draws of several rounds, one behind the other, are as one if each round is even. Infinite for a single draw, which says
     nothing of its error, and for values that are not finite.
     """
     samples = len(values)
     if samples < 2 or not bool(values.isfinite().all()):
-        return math.inf
+        return math.inf, 1
     stratum, size = (part.to(values.device) for part in _stratum(samples))
     mean = torch.zeros(len(size), dtype=values.dtype, device=values.device).index_add(0, stratum, values) / size
     squares = torch.zeros_like(mean).index_add(0, stratum, (values - mean[stratum]) ** 2)
@@ -118,11 +127,17 @@ def standard_error(values: Float[Tensor, " samples"]) -> float:
     part = squares * size / (size - 1)
     variance = float(part.sum())
     if variance == 0:
-        return 0.0
+        return 0.0, samples - len(size)
     # A squared variance on f degrees of freedom is expected 1 + 2 / f times too large: f + 2 and - 2 undo that.
     freedom = variance**2 / float((part**2 / (size + 1)).sum()) - 2
-    inflation = student(min(max(round(freedom), 1), samples - len(size))) / _NORMAL
-    return math.sqrt(variance) / samples * inflation
+    return math.sqrt(variance) / samples, min(max(round(freedom), 1), samples - len(size))
+
+
+def standard_error(values: Float[Tensor, " samples"]) -> float:
+    """The standard error of `spread`, inflated by the quantile of Student's t over the normal's, so that +- 1.96 of it
+    covers 95%: that is much below 30 draws, next to nothing for hundreds."""
+    error, freedom = spread(values)
+    return error * student(freedom) / NORMAL_95 if 0 < error < math.inf else error
 
 
 def _free_positions(ids: Tensor, free: Tensor, present: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Open a diffusion model: our own folders and the released DiffuGPT / DiffuLLaMA layouts."""
+"""Open a diffusion model: our own folders, the released DiffuGPT / DiffuLLaMA layouts, those of other projects."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from diffulm import families
 from diffulm.checkpoint import adapter, released
 from diffulm.checkpoint.files import absent, headers, hub_answers, locate, read_config
-from diffulm.checkpoint.opening import decoder_config, first_line, load_weights, open_tokenizer
+from diffulm.checkpoint.opening import first_line, load_weights, open_tokenizer
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.record import Record
@@ -91,14 +91,14 @@ def refuse_plain(place: Path, config: dict[str, Any], mask_token_id: int | None,
 def _released(
     place: Path, config: dict[str, Any], mask_token_id: int | None, dtype: torch.dtype | None, source: str
 ) -> tuple[Any, Any, Record]:
-    decoder_config(place)
+    released.decoder_of(place, config)
     refuse_plain(place, config, mask_token_id, source)
-    family = families.of(str(config.get("model_type", "")))
-    if family is None and not released.is_derived(headers(place)):
+    family, theirs = families.of(str(config.get("model_type", ""))), released.foreign(place, config)
+    if family is None and theirs is None and not released.is_derived(headers(place)):
         model = load_weights(place, dtype)  # transformers' own names, of a family that was never released
     else:
         model = released.build(released.plan(place, config), dtype)
-    tokenizer, _ = released.open_released_tokenizer(place, family)
+    tokenizer, _ = released.open_released_tokenizer(place, config)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     record, _ = released.make_record(place, config, vocabulary, tokenizer, mask_token_id)
     return model, tokenizer, record

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from diffulm import families
 from diffulm.checkpoint.files import absent, check_sums, headers, hub_answers, locate, read_config, read_object
 from diffulm.errors import BadInput, shown
+from diffulm.families._foreign import Foreign
 
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -84,6 +86,14 @@ def decoder_config(place: Path | str) -> Any:
     return config
 
 
+def foreign(folder: Path, config: dict[str, Any]) -> Foreign | None:
+    """What another project's checkpoint is, see `families.foreign`. BadInput, with the folder's name, as there."""
+    try:
+        return families.foreign(config)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
 def _from_hub(place: Path | str) -> dict[str, bool]:
     """Options of `from_pretrained`: without a network the cache is all there is, and nobody need wait for it."""
     return {} if isinstance(place, Path) else {"local_files_only": not hub_answers()}
@@ -93,14 +103,21 @@ def _check_kind(folder: Path) -> None:
     """BadInput for a config.json that is broken, or of a kind of model that transformers itself cannot build."""
     from transformers import CONFIG_MAPPING, __version__
 
+    from diffulm.denoiser.dit import MODEL_TYPE, register
+
     config, file = read_config(folder), folder / "config.json"
     if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
         raise Refused(
             str(folder), "it is a diffusion model already, an adapter of another; `diffulm merge` makes one of both"
         )
     kind = config.get("model_type")
+    if kind == MODEL_TYPE:
+        register()
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
+    if (theirs := foreign(folder, config)) is not None:
+        reason = f"it is a {theirs.layout}, a diffusion model already; `diffulm import` makes a plain folder of it"
+        raise Refused(str(folder), reason)
     if config.get("auto_map"):
         reason = "it needs code of its own (auto_map), which is never run; take a model that transformers knows itself"
     elif kind is None:

@@ -1,9 +1,11 @@
 """Released checkpoints: what their tensors are called, what of a folder fits and what does not, which token is the mask.
 
 The published training class keeps the model as `embed_tokens.*`, `denoise_model.*` and `lm_head.*`; families/*.py say how
-that reads in the names of transformers. `load`, `import` and `export` all go through `plan`.
+that reads in the names of transformers, and how the checkpoints of other projects do. `load`, `import` and `export` all go
+through `plan`.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +16,11 @@ import torch
 
 from diffulm import families
 from diffulm.checkpoint.files import check_sums, headers
-from diffulm.checkpoint.opening import beginning, check_finite, decoder_config, first_line, open_tokenizer
+from diffulm.checkpoint.opening import beginning, check_finite, decoder_config, first_line, foreign, open_tokenizer
 from diffulm.checkpoint.tensors import Stored, metadata, same_bits, stored
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
+from diffulm.families._foreign import Names
 
 PREFIX, EMBEDDING = "denoise_model.", "embed_tokens.weight"
 # Buffers that old files carry and models compute for themselves.
@@ -25,7 +28,6 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
 # Keys of config.json that a plain checkpoint of today does without.
 NOT_PLAIN = ("_name_or_path", "torch_dtype", "auto_map", "is_causal", "diffulm")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-Names = tuple[tuple[str, str], ...]
 
 
 class Misfit(BadInput):
@@ -45,10 +47,11 @@ class Plan:
 
     config: config.json of the plain checkpoint, without record. decoder: the same as transformers' config object.
     tensors: plain name -> where it lies. dropped: name in the file -> why it is left out. tied: the names that share
-    another's weights, and whose.
+    another's weights, and whose. layout: whose names they were.
     """
 
     place: Path
+    layout: str
     config: dict[str, Any]
     decoder: Any
     tensors: dict[str, Stored]
@@ -61,8 +64,8 @@ def renamed(name: str, table: Names, back: bool = False) -> str:
     """A released tensor name in the plain layout; back=True: the other way."""
     for pair in table:
         old, new = reversed(pair) if back else pair
-        if name.startswith(old):
-            return new + name.removeprefix(old)
+        if found := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
+            return new.format(*found.groups()) + name[found.end() :]
     return name
 
 
@@ -72,9 +75,25 @@ def is_derived(names: Iterable[str]) -> bool:
 
 
 def is_released(place: Path, config: dict[str, Any], source: str = "") -> bool:
-    """Whether a folder without a record holds a released checkpoint: told by its tensor names, DiffuLLaMA by its own."""
+    """Whether a folder without a record holds a released checkpoint: told by its tensor names, DiffuLLaMA by its own, those
+    of other projects by their config."""
     names = f"{source} {place.name} {config.get('_name_or_path', '')}".lower()
-    return "diffullama" in names or is_derived(headers(place))
+    return foreign(place, config) is not None or "diffullama" in names or is_derived(headers(place))
+
+
+def decoder_of(place: Path, config: dict[str, Any]) -> Any:
+    """The config of the decoder that a folder holds, as `decoder_config`; also of another project's."""
+    if (theirs := foreign(place, config)) is None:
+        return decoder_config(place)
+    from transformers import AutoConfig
+
+    from diffulm.denoiser.dit import register
+
+    register()
+    try:
+        return AutoConfig.for_model(**theirs.config)
+    except Exception as error:  # whatever a config makes its own class raise
+        raise BadInput(f"{place / 'config.json'}: cannot be opened as a model ({first_line(error)})") from None
 
 
 def family_of(place: Path, config: dict[str, Any]) -> ModuleType:
@@ -93,10 +112,10 @@ def plan(place: Path, config: dict[str, Any]) -> Plan:
     config: the folder's config.json. The vocabulary is that of the embedding, whatever config.json says. Raises Misfit
     with every tensor that is unexpected, missing or misshapen, and BadInput for what else cannot be.
     """
-    decoder = decoder_config(place)
-    family = family_of(place, config)
+    decoder, theirs = decoder_of(place, config), foreign(place, config)
+    family = None if theirs else family_of(place, config)
     files = stored(place)
-    table = family.RELEASED_NAMES if is_derived(files) else ()
+    layout, table = (theirs.layout, theirs.names) if theirs else _layout(family, is_derived(files))
     plain: dict[str, Stored] = {}
     unexpected: list[str] = []
     dropped: dict[str, str] = {}
@@ -107,7 +126,7 @@ def plan(place: Path, config: dict[str, Any]) -> Plan:
             unexpected.append(name)
         else:
             plain[renamed(name, table)] = tensor
-    embedding = plain.get(renamed(EMBEDDING, family.RELEASED_NAMES))
+    embedding = plain.get(renamed(EMBEDDING, family.RELEASED_NAMES)) if family else None
     rows = embedding.shape[0] if embedding is not None and embedding.shape else decoder.vocab_size
     head = metadata(place).get("lm_head.weight")
     tie = bool(decoder.tie_word_embeddings) or (head is not None and "lm_head.weight" not in plain)
@@ -123,11 +142,17 @@ def plan(place: Path, config: dict[str, Any]) -> Plan:
     if unexpected or missing or misshapen:
         raise Misfit(place, unexpected=sorted(unexpected), missing=sorted(missing), misshapen=sorted(misshapen))
     dropped |= _without_repeats(place, plain, tied)
-    told = {key: value for key, value in config.items() if key not in NOT_PLAIN}
+    told = {key: value for key, value in (theirs.config if theirs else config).items() if key not in NOT_PLAIN}
     told |= {"architectures": [kind], "vocab_size": rows, "dtype": dtype_of(plain.values())}
     if tie != bool(config.get("tie_word_embeddings", tie)):
         told["tie_word_embeddings"] = tie
-    return Plan(place, told, decoder, plain, dropped, tied, rows)
+    return Plan(place, layout, told, decoder, plain, dropped, tied, rows)
+
+
+def _layout(family: Any, derived: bool) -> tuple[str, Names]:
+    """(name, table of tensor names) of a family's own layout."""
+    table = family.RELEASED_NAMES if derived else ()
+    return next((name for name, its in family.LAYOUTS.items() if its == table), "plain"), table
 
 
 def _without_repeats(place: Path, plain: dict[str, Stored], tied: dict[str, str]) -> dict[str, str]:
@@ -187,14 +212,17 @@ def build(found: Plan, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def open_released_tokenizer(place: Path, family: ModuleType | None) -> tuple[Any, bool]:
+def open_released_tokenizer(place: Path, config: dict[str, Any]) -> tuple[Any, bool]:
     """(the folder's tokenizer or None, whether it is the family's own BPE because its class is unknown to transformers)."""
     try:
         return open_tokenizer(place), False
     except BadInput:
         import transformers
 
-        fallback = getattr(transformers, getattr(family, "TOKENIZER", ""), None)
+        theirs = foreign(place, config)
+        family = families.of(str(config.get("model_type", "")))
+        known = theirs.tokenizer if theirs is not None else getattr(family, "TOKENIZER", "")
+        fallback = getattr(transformers, known, None)
         if fallback is None:
             raise
         try:
@@ -214,14 +242,24 @@ def make_record(
     if "diffulm" in config:
         record = Record.from_dict(config["diffulm"], str(place / "config.json"))
         return record if bos_token_id is None else replace(record, bos_token_id=bos_token_id), "its record"
+    theirs = foreign(place, config)
     mask, why = mask_token_id, "given"
+    if mask is None and theirs is not None and theirs.mask is not None:
+        mask, why = theirs.mask, f"what {theirs.layout} uses"
     if mask is None:
         mask, why = _mask(tokenizer, config, vocabulary)
     if mask is None:
         raise BadInput(
             f"{place}: neither its tokenizer nor its family says which token is the mask; give --mask-token-id"
         )
-    bos = beginning(tokenizer, decoder_config(place), vocabulary, str(place)) if bos_token_id is None else bos_token_id
+    bos = bos_token_id
+    if bos is None and (theirs is None or theirs.shift):
+        bos = beginning(tokenizer, decoder_of(place, config), vocabulary, str(place))
+    elif bos is None and theirs is not None and theirs.begins:
+        bos = getattr(tokenizer, "bos_token_id", None)
+    if theirs is not None:
+        attention = "full" if theirs.block_size is None else "block"
+        return Record(mask, bos, theirs.shift, attention, theirs.block_size), why
     parent = config.get("_name_or_path")
     parent = parent if isinstance(parent, str) and parent else None
     return Record(mask, bos, shift=True, emit_mask=True, parent=parent), why

@@ -84,9 +84,7 @@ class DiTBlock(GradientCheckpointingLayer):
         self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.adaLN_modulation = nn.Linear(config.condition_size, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor, rotation: tuple[Tensor, Tensor], mask: Any, cache: Any) -> Tensor:
@@ -126,7 +124,6 @@ class DiTForMaskedDiffusion(PreTrainedModel):
     base_model_prefix = ""
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_attention_backend = True
-    _no_split_modules = ["DiTBlock"]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

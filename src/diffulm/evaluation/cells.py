@@ -2,11 +2,12 @@
 
 import math
 import statistics
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-NORMAL_95 = 1.959963984540054
+NORMAL_95 = statistics.NormalDist().inv_cdf(0.975)
 
 Length = Literal["oracle", "free", "none"]
 """Whether the canvas tells the model how long the answer is: it does (oracle), it does not (free), or nothing is filled and

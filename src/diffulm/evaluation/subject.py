@@ -65,7 +65,7 @@ class Subject:
     def complete(
         self,
         prompts: Sequence[str],
-        length: int,
+        length: int | Sequence[int],
         *,
         keys: Sequence[int | str],
         stop: Sequence[str] = (),
@@ -78,30 +78,36 @@ class Subject:
     ) -> list[list[Completion]]:
         """`draws` continuations of each prompt, at most `length` tokens each, ended by EOS or the first of `stop`.
 
-        keys: names each prompt for its random numbers, so that a continuation depends on nothing beside it. steps (default:
-        one token a forward), batch_size and options (`GenerateOptions`) are for diffusion models. A prompt that leaves no
-        room for `length` tokens is cut on the left. BadInput where even an empty prompt leaves none.
+        length: of all, or one for each prompt. keys: names each prompt for its random numbers, so that a continuation
+        depends on nothing beside it. steps (default: one token a forward), batch_size and options (`GenerateOptions`) are
+        for diffusion models. A prompt that leaves no room for its tokens is cut on the left. BadInput where even an empty
+        prompt leaves none.
         """
-        room = self.context - len(self.bos) - length
-        if room < 0:
-            raise BadInput(f"{self.name}: {length} tokens do not fit into its context of {self.context}")
+        lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
+        longest, room = max(lengths, default=1), self.context - len(self.bos)
+        if longest > room:
+            raise BadInput(f"{self.name}: {longest} tokens do not fit into its context of {self.context}")
         encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
-        kept = [ids[max(0, len(ids) - room) :] for ids in encoded]
+        kept = [ids[max(0, len(ids) + n - room) :] for ids, n in zip(encoded, lengths, strict=True)]
         seeds = [randomness.key(seed, key) for key in keys]
         if self.autoregressive:
-            texts = self._continued(kept, length, seeds, stop, temperature, draws)
+            texts = self._continued(kept, lengths, seeds, stop, temperature, draws)
         else:
-            chosen = GenerateOptions(
-                length=length, steps=steps, temperature=temperature, batch_size=batch_size, **options
-            )
-            texts = self._filled(kept, chosen, seeds, stop, draws)
+            chosen = GenerateOptions(steps=steps, temperature=temperature, batch_size=batch_size, **options)
+            texts = self._filled(kept, lengths, chosen, seeds, stop, draws)
         cuts = [len(ids) - len(rest) for ids, rest in zip(encoded, kept, strict=True)]
         return [[Completion(*one[:1], lost, one[1]) for one in of] for of, lost in zip(texts, cuts, strict=True)]
 
     def _filled(
-        self, prompts: list[list[int]], options: GenerateOptions, seeds: list[int], stop: Sequence[str], count: int
+        self,
+        prompts: list[list[int]],
+        lengths: list[int],
+        options: GenerateOptions,
+        seeds: list[int],
+        stop: Sequence[str],
+        count: int,
     ) -> list[list[tuple[str, int]]]:
-        made = [self._canvas(ids, options.length) for ids in prompts]
+        made = [self._canvas(ids, n) for ids, n in zip(prompts, lengths, strict=True)]
         streams = [one for seed in seeds for one in draws((seed, 0), count)]
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         done = fill(
@@ -113,7 +119,7 @@ class Subject:
             *ends,
             seeds=streams,
         )
-        texts = [(completion(one.canvas, one.ids, stop), options.length) for one in done]
+        texts = [(completion(one.canvas, one.ids, stop), int((~one.canvas.fixed).sum())) for one in done]
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def _canvas(self, prompt: list[int], length: int) -> Canvas:
@@ -126,7 +132,7 @@ class Subject:
     def _continued(
         self,
         prompts: list[list[int]],
-        length: int,
+        lengths: list[int],
         seeds: list[int],
         stop: Sequence[str],
         temperature: float,
@@ -135,30 +141,43 @@ class Subject:
         """By `generate` of transformers: greedy in tiles of prompts padded on the left, drawn one prompt at a time."""
         texts: list[list[tuple[str, int]]] = []
         drawn = temperature > 0
-        size = 1 if drawn else TILE
-        for start in range(0, len(prompts), size):
+        while len(texts) < len(prompts):
+            start = len(texts)
+            size = 1 if drawn else self._fitting(prompts[start:], lengths[start:])
             tile = [[*self.bos, *ids] for ids in prompts[start : start + size]]
+            most = lengths[start : start + size]
             longest = max(map(len, tile))
             ids = torch.tensor([[0] * (longest - len(one)) + one for one in tile], device=self.denoiser.device)
             present = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in tile], device=ids.device)
-            how: dict[str, Any] = {"do_sample": False}
+            # named, because a model's own file may have settings of its own
+            how: dict[str, Any] = {"do_sample": drawn, "num_beams": 1, "repetition_penalty": 1.0}
             if drawn:
-                how = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": count}
+                how |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": count}
             with evaluating(self.lm.model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # generate warns of settings in a model's own file
                 torch.manual_seed(seeds[start])
                 out = self.lm.model.generate(
-                    ids, attention_mask=present, max_new_tokens=length, pad_token_id=self._pad, **how
+                    ids, attention_mask=present, max_new_tokens=max(most), pad_token_id=self._pad, **how
                 )
             new = [
-                self._text(one, row[longest:], stop)
-                for one, row in zip(self._repeated(tile, drawn, count), out.tolist(), strict=True)
+                self._text(one, row[longest : longest + n], stop)
+                for one, n, row in zip(
+                    *(self._repeated(each, drawn, count) for each in (tile, most)), out.tolist(), strict=True
+                )
             ]
             texts += [new] if drawn else [[one] * count for one in new]
         return texts
 
+    def _fitting(self, prompts: list[list[int]], lengths: list[int]) -> int:
+        """How many of the first prompts make a tile: all of them run for the longest prompt and the longest length."""
+        for size in range(TILE, 1, -1):
+            longest = max(map(len, prompts[:size])) + max(lengths[:size])
+            if longest + len(self.bos) <= self.context:
+                return min(size, len(prompts))
+        return 1
+
     @staticmethod
-    def _repeated(tile: list[list[int]], drawn: bool, count: int) -> list[list[int]]:
+    def _repeated(tile: list[Any], drawn: bool, count: int) -> list[Any]:
         return tile * count if drawn else tile
 
     def _text(self, before: list[int], new: list[int], stop: Sequence[str]) -> tuple[str, int]:

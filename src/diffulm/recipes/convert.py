@@ -32,24 +32,26 @@ PUBLISHED_CLASS = "DiscreteDiffusionModel"
 
 
 def import_checkpoint(
-    source: str, out: str | Path, mask_token_id: int | None = None, bos_token_id: int | None = None
-) -> dict[str, Any]:
+    source: str, out: str | Path, mask_token_id: int | None = None, bos_token_id: int | None = None,
+    block_size: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """A released checkpoint (folder or hub id) as a folder of ours, at `out`; returns what was done.
 
-    The ids override what tokenizer, vocabulary and family say. Raises `released.Misfit` with every tensor that does not
+    The ids override what tokenizer, vocabulary and family say, block_size what is seen. Raises `released.Misfit` with every tensor that does not
     belong, and BadInput for what else `load` refuses, for an `out` that is not empty, and for a full disk.
     """
     with quietly(), appearing(out) as (partial, target):
         place = folder_of(source)
         config = read_config(place)
-        released.decoder_config(place)
+        released.decoder_of(place, config)
         refuse_plain(place, config, mask_token_id, source)
         found = released.plan(place, config)
         check_sums(place)
-        family = released.family_of(place, config)
-        tokenizer, foreign = released.open_released_tokenizer(place, family)
+        tokenizer, foreign = released.open_released_tokenizer(place, config)
         record, why = released.make_record(place, config, found.vocabulary, tokenizer, mask_token_id, bos_token_id)
         record = checked(record, mask_token_id, found.vocabulary, source)
+        if block_size is not None:
+            record = replace(record, attention="block", block_size=block_size)
         partial.mkdir(parents=True)
         with disk.writing(target, disk.stored(place)):
             files = tensors.write(found.tensors, partial, {"format": "pt"}, tensors.SHARD_BYTES)
@@ -66,6 +68,8 @@ def import_checkpoint(
         notes.append(f"the tokenizer's class is not known to transformers; it was read as a {type(tokenizer).__name__}")
     if tokenizer is None:
         notes.append("there is no tokenizer: only token ids can be given to this model")
+    theirs = released.foreign(place, config)
+    notes += theirs.notes if theirs is not None and block_size is None else ()
     return {**_report(source, out, found, record, files, notes), "mask_token_from": why}
 
 
@@ -218,6 +222,7 @@ def _report(
     return {
         "source": str(source),
         "out": str(out),
+        "layout": found.layout,
         "architecture": found.config["architectures"][0],
         "tensors": len(found.tensors),
         "bytes": sum(tensor.size for tensor in found.tensors.values()),
@@ -225,6 +230,8 @@ def _report(
         "vocabulary": found.vocabulary,
         "mask_token_id": record.mask_token_id,
         "bos_token_id": record.bos_token_id,
+        "attention": record.attention if record.block_size is None else f"blocks of {record.block_size}",
+        "shift": record.shift,
         "files": files,
         "dropped": sorted(found.dropped),
         "notes": notes,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from diffulm import costs, families
+from diffulm import costs
 from diffulm.checkpoint import released
 from diffulm.checkpoint.adapter import is_adapter
 from diffulm.checkpoint.files import locate, read_config
@@ -245,7 +245,7 @@ def _adapted(
         record = Record.from_dict(raw["diffulm"], str(folder / "config.json"))
         return *outline(decoder_config(folder), stored), open_tokenizer(folder), record
     plan = released.plan(folder, raw)
-    tokenizer, _ = released.open_released_tokenizer(folder, families.of(plan.decoder.model_type))
+    tokenizer, _ = released.open_released_tokenizer(folder, raw)
     record, _ = released.make_record(folder, raw, plan.vocabulary, tokenizer, given)
     return skeleton(plan.decoder), None, tokenizer, record
 

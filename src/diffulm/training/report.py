@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from diffulm.errors import BadInput
+from diffulm.evaluation.charts import Line, chart
 from diffulm.training import health
-from diffulm.training.charts import Line, chart
 from diffulm.training.run_folder import read_metrics
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}

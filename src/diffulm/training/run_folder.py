@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -50,10 +50,11 @@ _Dumper.add_representer(str, _text)
 
 
 class RunFolder:
-    """One run. `config` is the resolved config as plain values; `data` names the blocks it trains on, by checksum."""
+    """One run. `config` is the resolved config as plain values, `free` the keys that may differ when it goes on; `data` names
+    the blocks it trains on, by checksum."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: dict[str, Any], free: Sequence[str] = FREE_KEYS) -> None:
+        self.path, self.config, self.free = path, config, free
         self.data: dict[str, str] = {}
 
     @property
@@ -84,7 +85,7 @@ class RunFolder:
             return
         before = _read_config(saved, set(self.config))
         for key in sorted(set(self.config) | set(before)):
-            if key not in FREE_KEYS and before.get(key) != self.config.get(key):
+            if key not in self.free and before.get(key) != self.config.get(key):
                 old, new = before.get(key), self.config.get(key)
                 raise BadInput(
                     f"out={self.path}: holds another run: {key} is {old!r} there, {new!r} here; name another folder"

@@ -1,8 +1,8 @@
-"""Line charts as inline SVG: small, sharp, and made in a millisecond, so that a report can be made at every evaluation."""
+"""Charts as inline SVG: small, sharp, and made in a millisecond, so that a report can be made at every evaluation."""
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 460, 250, 52, 34, 8
@@ -54,6 +54,61 @@ def chart(x_label: str, lines: list[Line], levels: dict[str, float] | None = Non
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-size="12" fill="#555">{shapes}</svg>'
         f'<p class="legend">{" ".join(legend)}</p>'
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure of one series; low and high: its interval."""
+
+    series: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def bars(x_label: str, groups: Sequence[tuple[str, Sequence[Bar]]], levels: Mapping[str, float] | None = None) -> str:
+    """Horizontal bars from 0, those of a group below each other, with their intervals; "" where there is nothing to draw.
+
+    levels: by group, a dashed mark across its bars (what guessing gets, say).
+    """
+    drawn = [(name, [bar for bar in of if math.isfinite(bar.value)]) for name, of in groups]
+    drawn = [(name, of) for name, of in drawn if of]
+    if not drawn:
+        return ""
+    series = list(dict.fromkeys(bar.series for _, of in drawn for bar in of))
+    colours = dict(zip(series, COLOURS * len(series), strict=False))
+    left, thick = 12 + 6.5 * max(len(name) for name, _ in drawn), 11
+    reach = [x for _, of in drawn for bar in of for x in (bar.value, bar.low, bar.high) if x is not None]
+    at, ticks = axis(min(0.0, *reach), max(0.0, *reach, *(levels or {}).values()), left, WIDTH - EDGE)
+    shapes, top = [], float(EDGE)
+    for name, of in drawn:
+        bottom = top + thick * len(of)
+        shapes.append(f'<text x="{left - 6}" y="{(top + bottom) / 2 + 4}" text-anchor="end">{html.escape(name)}</text>')
+        for i, bar in enumerate(of):
+            y, ends = top + thick * i, sorted((at(0), at(bar.value)))
+            shape = f'x="{ends[0]:.1f}" y="{y + 1}" width="{ends[1] - ends[0]:.1f}" height="{thick - 2}"'
+            shapes.append(f'<rect {shape} fill="{colours[bar.series]}"><title>{_told(bar)}</title></rect>')
+            if bar.low is not None and bar.high is not None:
+                middle = f'y1="{y + thick / 2}" y2="{y + thick / 2}"'
+                shapes.append(f'<line x1="{at(bar.low):.1f}" x2="{at(bar.high):.1f}" {middle} stroke="#555"/>')
+        if name in (levels or {}):
+            x = at((levels or {})[name])
+            shapes.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{bottom + 2}" stroke="#555" stroke-dasharray="3 2"/>'
+            )
+        top = bottom + 9
+    shapes += [f'<text x="{at(x):.1f}" y="{top + 10}" text-anchor="middle">{_short(x)}</text>' for x in ticks]
+    shapes.append(f'<text x="{(left + WIDTH) / 2}" y="{top + 25}" text-anchor="middle">{html.escape(x_label)}</text>')
+    legend = " ".join(_entry(colours[name], name, "solid") for name in series)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {top + 30}" role="img" font-size="12" fill="#555">{"".join(shapes)}</svg>'
+        f'<p class="legend">{legend}</p>'
+    )
+
+
+def _told(bar: Bar) -> str:
+    between = f" ({_short(bar.low)} to {_short(bar.high)})" if bar.low is not None and bar.high is not None else ""
+    return html.escape(f"{bar.series}: {_short(bar.value)}{between}")
 
 
 def _entry(colour: str, label: str, style: str) -> str:

@@ -1,0 +1,167 @@
+"""The document of an evaluation: every cell with what repeats it, and the child beside its parent. Plain values that strict
+JSON can hold. No torch in here.
+
+Clock readings stand only under keys with `seconds` or `per_second` in them, memory readings are left out, and nothing
+depends on how many texts were computed at once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from diffulm.evaluation.cells import NORMAL_95, Cell, paired
+
+Role = Literal["child", "parent"]
+LEFT_OUT = ("memory", "batch_size")  # settings and counts with such a word in their name
+SETTINGS = (
+    "method",
+    "order",
+    "steps",
+    "draws",
+    "temperature",
+    "shots",
+)  # named in every cell, None where nothing has them
+CLOCK = {"seconds": "seconds", "per second": "per_second"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell, whose it is, and the part of the suite it comes from ("tasks": from lm-eval)."""
+
+    role: Role
+    model: str
+    part: str
+    cell: Cell
+
+
+def document(measured: Sequence[Measured], config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """config: the settings of the evaluation. run: `seed`, `versions`, `precision` by role and `command` by part."""
+    kept = [one for one in measured if "memory" not in one.cell.metric]
+    variants = _variants(kept)
+    rows = [_row(one, variant, run) for one, variant in zip(kept, variants, strict=True)]
+    differences = [_difference(*pair) for pair in pairs(kept, variants)]
+    head = {"model": config["model"], "parent": config["parent"], "config": dict(config), "versions": run["versions"]}
+    return plain(head | {"cells": rows, "differences": [one for one in differences if one]})
+
+
+def _row(one: Measured, variant: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    cell = one.cell
+    settings = dict.fromkeys(SETTINGS) | {"seed": run["seed"], "precision": run["precision"][one.role]}
+    settings |= {"length": cell.length, "normalisation": cell.normalisation} | _told(cell.settings)
+    settings |= {"versions": run["versions"], "command": run["command"][one.part]}
+    figures = {"stderr": cell.stderr, "interval": interval(cell), "monte_carlo": cell.monte_carlo, "items": cell.items}
+    clock = next((key for word, key in CLOCK.items() if word in cell.metric), None)
+    if clock:
+        figures = {name: None for name in figures} | {f"{clock}_{name}": value for name, value in figures.items()}
+        figures |= {"value": None, clock: cell.value}
+    names = {"role": one.role, "model": one.model, "part": one.part, "task": cell.task, "metric": cell.metric}
+    about = {"count": cell.count, "length": cell.length, "normalisation": cell.normalisation, "better": cell.better}
+    told = {"note": cell.note, "counts": _told(cell.counts), "settings": settings}
+    return names | {"variant": variant, "value": cell.value} | figures | about | told
+
+
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not any(word in key for word in LEFT_OUT)}
+
+
+def _variants(measured: Sequence[Measured]) -> list[str]:
+    """What tells a cell from the others of the same model, task and metric, in words: "steps 16"; "" for one alone."""
+
+    def key(i: int) -> tuple[str, ...]:
+        one = measured[i]
+        return one.part, one.cell.task, one.cell.metric, one.role
+
+    found = [""] * len(measured)
+    differing: dict[tuple[str, ...], list[str]] = {}
+    groups = [list(of) for _, of in groupby(sorted(range(len(measured)), key=key), key)]
+    for group in groups:
+        differing.setdefault(key(group[0])[:3], []).extend(_telling([_marks(measured[i].cell) for i in group]))
+    for group in groups:
+        for i in group:
+            mark, names = _marks(measured[i].cell), dict.fromkeys(differing[key(i)[:3]])
+            found[i] = ", ".join(f"{name} {mark[name]}" for name in names if mark.get(name) is not None)
+    return found
+
+
+def _telling(marks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As few names as tell all of them apart."""
+    names: list[str] = []
+    for name in {name: 0 for mark in marks for name in mark}:
+        if len({repr([mark.get(name) for name in names]) for mark in marks}) == len(marks):
+            break
+        if len({repr(mark.get(name)) for mark in marks}) > 1:
+            names.append(name)
+    return names
+
+
+def pairs(measured: Sequence[Measured], variants: Sequence[str]) -> list[tuple[str, Measured, Measured]]:
+    """(variant, child's cell, parent's cell) of what both were asked; a parent with one cell stands beside all of a child."""
+    found: dict[tuple[str, ...], dict[str, Measured]] = {}
+    for one, variant in zip(measured, variants, strict=True):
+        if one.role == "parent":
+            found.setdefault((one.part, one.cell.task, one.cell.metric), {})[variant] = one
+    both = []
+    for one, variant in zip(measured, variants, strict=True):
+        own = found.get((one.part, one.cell.task, one.cell.metric), {})
+        parent = own.get(variant) or (next(iter(own.values())) if len(own) == 1 else None)
+        if one.role == "child" and parent is not None:
+            both.append((variant, one, parent))
+    return both
+
+
+def _marks(cell: Cell) -> dict[str, Any]:
+    marks = {"length": cell.length, "per": cell.normalisation} | _told(cell.settings)
+    return {name: value for name, value in marks.items() if value != "none"}
+
+
+def interval(cell: Cell) -> tuple[float, float] | None:
+    """Of 95%: Wilson's for shares of yes and no, which holds near 0 and 1 and for few questions; else the normal one.
+
+    A share that draws make less certain counts as one of fewer questions.
+    """
+    if cell.value is None:
+        return None
+    if cell.items and set(cell.items) <= {0.0, 1.0}:
+        p, n, z = cell.value, float(len(cell.items)), NORMAL_95
+        if cell.monte_carlo and 0 < p < 1:
+            n = p * (1 - p) / (p * (1 - p) / n + cell.monte_carlo**2)
+        middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (middle - width) / (1 + z * z / n)), min(1.0, (middle + width) / (1 + z * z / n))
+    return None if cell.stderr is None else (cell.value - NORMAL_95 * cell.stderr, cell.value + NORMAL_95 * cell.stderr)
+
+
+def _difference(variant: str, one: Measured, other: Measured) -> dict[str, Any] | None:
+    """Child minus parent, question by question, where both were asked the same; not of clock readings."""
+    child, parent = one.cell, other.cell
+    found = paired(child, parent)
+    if found is None or any(word in child.metric for word in CLOCK):
+        return None
+    mean, stderr = found
+    names = {"part": one.part, "task": child.task, "metric": child.metric, "variant": variant}
+    ends = [mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr]
+    figures = {"difference": mean, "stderr": stderr, "interval": ends, "count": len(child.items)}
+    return names | figures | {"p": mcnemar(child.items, parent.items), "better": child.better}
+
+
+def mcnemar(child: Iterable[float], parent: Iterable[float]) -> float | None:
+    """The exact two-sided p of McNemar's test: that as many questions or more would be answered rightly by one of the two
+    alone, by chance, if they were equally good. None unless all answers are right (1) or wrong (0)."""
+    pairs = list(zip(child, parent, strict=True))
+    if any(value not in (0.0, 1.0) for pair in pairs for value in pair):
+        return None
+    won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2 ** (won + lost))
+
+
+def plain(value: Any) -> Any:
+    """As strict JSON gives it back: no tuples, None for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

@@ -1,0 +1,60 @@
+"""Questions with choices, zero-shot: HellaSwag, Winogrande, SIQA, PIQA (the paper's Table 1)."""
+
+from diffulm.evaluation import tasks
+from diffulm.evaluation.cells import Cell, absent
+from diffulm.evaluation.choices import RISK, Question, accuracy, journaled, method_for
+from diffulm.evaluation.data import NoData
+from diffulm.evaluation.tasks import Document
+from diffulm.evaluation.trial import Trial
+
+TITLE = "questions with choices"
+TASKS = ("hellaswag", "winogrande", "siqa", "piqa")
+
+
+def run(trial: Trial) -> list[Cell]:
+    return [cell for task in TASKS for cell in _cells(trial, task)]
+
+
+def _cells(trial: Trial, name: str) -> list[Cell]:
+    task = tasks.load(name)
+    try:
+        documents = tasks.documents(task, trial.data, trial.limit)
+    except NoData:
+        return [absent(name, "accuracy", "no data")]
+    cells = [_cell(trial, name, documents, task.NORMALISATION)]
+    if not trial.subject.autoregressive and "contexts" in documents[0] and trial.subject.lm.record.infills:
+        cells.append(_cell(trial, name, documents, task.NORMALISATION, inside=True))
+    return cells
+
+
+def _cell(trial: Trial, name: str, documents: list[Document], normalisation: str, inside: bool = False) -> Cell:
+    """inside: the choice is scored where it stands, the text on both sides in sight; only a model that fills holes can."""
+    questions = [question(name, number, one, inside) for number, one in enumerate(documents)]
+    method = method_for(trial.subject, questions, trial.draws)
+    found = journaled(
+        trial.journal,
+        name,
+        trial.subject,
+        questions,
+        method=method,
+        draws=trial.draws,
+        seed=trial.seed,
+        normalisation=normalisation,
+    )
+    settings = {"method": method, "shots": 0, "seed": trial.seed}
+    if method == "bound":
+        settings |= {"draws": trial.draws, "risk_of_stopping_early": RISK}
+    length = "none" if trial.subject.autoregressive else "oracle"
+    chance = 1 / len(documents[0]["choices"])
+    task = f"{name}, option given both sides" if inside else name
+    return accuracy(task, found, chance, length=length, normalisation=normalisation, settings=settings)
+
+
+def question(name: str, number: int, document: Document, inside: bool = False) -> Question:
+    """By default what follows is scored, given each choice, where the text goes on behind it; else the choice itself."""
+    key = f"{name} {number}"
+    if "contexts" in document and not inside:
+        texts = tuple((context, document["continuation"], "") for context in document["contexts"])
+    else:
+        texts = tuple((document["context"], choice, document.get("suffix", "")) for choice in document["choices"])
+    return Question(key, texts, document["label"])
