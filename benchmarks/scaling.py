@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffulm.bounds import student
+
 Array = NDArray[np.float64]
 
 # Parents: width, layers; heads of 16, an MLP of 8/3 of the width, the tokenizer of stories260k. 54K to 820K parameters.
@@ -22,6 +24,7 @@ PARENT_TOKENS, CONTROL_TOKENS = "4M", "1M"
 TOKENS = ("500K", "1M", "2M", "4M")
 READINGS = ("left_to_right", "bound")
 UNIT = 1e6
+NORMAL = 1.96
 REFITS, FLOORS = 1000, 40
 # GPT-2 small, adapted on as many tokens as DiffuGPT-S (arXiv 2410.17891) and on what a small budget would be.
 GPT2, GPT2_TOKENS = 124_439_808, (1e9, 131e9)
@@ -43,8 +46,8 @@ def runs() -> list[str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """constants (refits + 1, 4): E, log A, a, b; the first row is the fit itself. residuals (n,): of log(gap), inflated by
-    sqrt(n / (n - constants)), as those that are left after a fit are too small."""
+    """constants (refits + 1, 4): E, log A, a, b; the first row is the fit itself. residuals (n,): of log(gap), inflated,
+    as those that are left after a fit are too small and their spread is itself uncertain (Student's t)."""
 
     constants: Array
     residuals: Array
@@ -73,8 +76,8 @@ def fit(
     design, values = _design(parameters, tokens), np.asarray(gap, np.float64)
     best = _solve(design, values[None], floor)
     level = best[0, 0] + np.exp(design @ best[0, 1:])
-    residuals = np.log(values / level)
-    residuals *= math.sqrt(len(values) / (len(values) - 3 - floor))
+    free = len(values) - 3 - floor
+    residuals = np.log(values / level) * math.sqrt(len(values) / free) * student(free) / NORMAL
     drawn = np.random.default_rng(seed).choice(residuals, (REFITS, len(values)))
     return Fit(np.concatenate([best, _solve(design, level * np.exp(drawn), floor)]), residuals)
 

@@ -4,24 +4,40 @@ The nonce that says "it ran to its end" is a local variable of the main thread. 
 frame is its own, called from C, so that walking up its frames leads nowhere.
 """
 
+from __future__ import annotations
+
 import _thread
-import contextlib
 import ctypes
 import functools
-import json
+import marshal
 import operator
 import os
-import platform
 import resource
 import struct
 import sys
 import time
 import types
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # importing typing takes as long as the rest together
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-FORBIDDEN = {"os", "subprocess", "socket", "ctypes", "resource", "signal", "_thread", "gc", "code", "pty", "fcntl", "sqlite3"}
+FORBIDDEN = {
+    "os",
+    "subprocess",
+    "socket",
+    "ctypes",
+    "resource",
+    "signal",
+    "_thread",
+    "gc",
+    "code",
+    "pty",
+    "fcntl",
+    "sqlite3",
+}
 """First parts of the names of audit events. gc, code: ways to objects of other threads."""
 WATCHING = {"sys._current_frames", "sys._current_exceptions", "sys.setprofile", "sys.settrace", "sys.remote_exec"}
 HARMLESS = {"os.putenv", "os.unsetenv"}
@@ -49,7 +65,7 @@ OPENING = {"open": ((2, 0), 1), "openat": ((257, 56), 2)}
 def main() -> None:
     report = int(sys.argv[1])
     os.write(report, b"ready\n")
-    asked = json.loads(b"".join(iter(lambda: os.read(0, 2**20), b"")))
+    asked = marshal.loads(b"".join(iter(lambda: os.read(0, 2**20), b"")))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     nonce = asked.pop("nonce").encode()
     os.environ.clear()
@@ -77,8 +93,14 @@ def main() -> None:
 def _limit(seconds: int, memory: int) -> None:
     for what, most in (("CPU", seconds), ("AS", memory), ("FSIZE", 0), ("CORE", 0), ("NOFILE", 32)):
         # the hard limit of CPU time comes a second later: a signal that cannot be ignored
-        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
-            resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (most, most + (what == "CPU")))
+        _at_most(what, most, most + (what == "CPU"))
+
+
+def _at_most(what: str, soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (soft, hard))
+    except (ValueError, OSError):  # macOS has no limit of address space, a caller's own may be lower
+        return
 
 
 def _ended(report: int, done: list[Any], found: Any) -> None:
@@ -95,15 +117,14 @@ def _ended(report: int, done: list[Any], found: Any) -> None:
 
 def _guard(report: int) -> None:
     """From here on, for the thread that calls it and all that come from it."""
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    _at_most("NPROC", 0, 0)
     os.write(report, b"filtered\n" if _filter() else b"unfiltered\n")
     sys.addaudithook(_hook(report))
 
 
 def _filter() -> bool:
     """Have the kernel end the process at a forbidden system call (seccomp); False where it cannot."""
-    index, architecture = ARCHITECTURES.get(platform.machine(), (0, 0))
+    index, architecture = ARCHITECTURES.get(os.uname().machine, (0, 0))
     if not architecture or not sys.platform.startswith("linux"):
         return False
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
