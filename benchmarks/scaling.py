@@ -6,6 +6,7 @@ Gaps are to the parent's own AR loss on the same blocks. Fitted by least squares
 are percentiles over refits to resampled residuals.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from diffulm.bounds import student
 
 Array = NDArray[np.float64]
 
-# Parents: width, layers; heads of 16, an MLP of 8/3 of the width, the tokenizer of stories260k. 54K to 820K parameters.
-SHAPES = {"54K": (32, 3), "135K": (48, 4), "428K": (80, 5), "820K": (112, 5)}
+# Parents: width, layers; heads of 16, an MLP of 8/3 of the width, the tokenizer of stories260k. 54K to 429K parameters.
+SHAPES = {"54K": (32, 3), "135K": (48, 4), "428K": (80, 5)}
 PARENT_TOKENS, CONTROL_TOKENS = "4M", "1M"
 TOKENS = ("500K", "1M", "2M", "4M")
 READINGS = ("left_to_right", "bound")
@@ -118,25 +119,22 @@ def left_out(points: list[dict[str, Any]], reading: str, floor: bool) -> float:
 
 
 def _fitted(points: list[dict[str, Any]], reading: str, floor: bool) -> Fit:
-    return fit(*([point[key] for point in points] for key in ("parameters", "tokens")), [p[reading][0] for p in points], floor)
+    return fit(
+        *([point[key] for point in points] for key in ("parameters", "tokens")), [p[reading][0] for p in points], floor
+    )
 
 
 def law(points: list[dict[str, Any]], checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Points (parameters, tokens, a gap for each reading) -> both fits, their residuals, `checks` against them, GPT-2."""
-    found: dict[str, Any] = {"points": points, "checks": [dict(check) for check in checks], "fits": {}, "gpt2": []}
-    for reading in READINGS:
-        found["fits"][reading] = {}
-        for name, floor in (("no floor", False), ("floor", True)):
-            made = _fitted(points, reading, floor)
-            found["fits"][reading][name] = {
-                "constants": made.told(),
-                "residual": float(np.sqrt(np.mean(made.residuals**2))),
-                "left_out": left_out(points, reading, floor),
-                "residuals": made.residuals.tolist(),
-            }
-            for check in found["checks"]:
-                check[f"{reading}, {name}"] = made.predict(check["parameters"], check["tokens"])
-            for tokens in GPT2_TOKENS:
-                gap, low, high = made.predict(GPT2, tokens)
-                found["gpt2"].append({"reading": reading, "fit": name, "tokens": tokens, "gap": (gap, low, high)})
-    return found
+    """Points (parameters, tokens, a gap for each reading) -> both fits, what they say of points, `checks` and GPT-2."""
+    points, checks = ([{**one, "predicted": {}} for one in some] for some in (points, checks))
+    fits: dict[str, Any] = {}
+    gpt2 = []
+    for reading, (name, floor) in itertools.product(READINGS, (("no floor", False), ("floor", True))):
+        made = _fitted(points, reading, floor)
+        spread = float(np.sqrt(np.mean(made.residuals**2)))
+        left = left_out(points, reading, floor)
+        fits.setdefault(reading, {})[name] = {"constants": made.told(), "residual": spread, "left_out": left}
+        for one in (*points, *checks):
+            one["predicted"].setdefault(reading, {})[name] = made.predict(one["parameters"], one["tokens"])
+        gpt2 += [{"reading": reading, "fit": name, "tokens": n, "gap": made.predict(GPT2, n)} for n in GPT2_TOKENS]
+    return {"points": points, "checks": checks, "fits": fits, "gpt2": gpt2}

@@ -315,7 +315,7 @@ def _call(
     denoiser: Denoiser, pieces: list[tuple[tuple[int, ...], _Plan, slice]], method: Method, reads: bool
 ) -> list[tuple[Tensor, bool]]:
     """One forward; for each piece the cost of its rows (float64) and whether what was asked for is the likeliest."""
-    length, record = bucket(max(len(ids) for ids, _, _ in pieces), denoiser.context), denoiser.record
+    length, record = max(len(ids) for ids, _, _ in pieces), denoiser.record
     hidden, where = (
         torch.cat([_padded(getattr(plan, name)[rows], length) for _, plan, rows in pieces])
         for name in ("hidden", "where")

@@ -62,11 +62,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, size), nn.SiLU(), nn.Linear(size, size))
 
-    def forward(self, sigma: Tensor) -> Tensor:
+    def forward(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         half = FREQUENCIES // 2
         rates = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=sigma.device) / half)
         angles = sigma[:, None].float() * rates
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(dtype))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -147,11 +147,11 @@ class DiTForMaskedDiffusion(PreTrainedModel):
         past_key_values: Any = None,
         use_cache: bool = False,
     ) -> CausalLMOutputWithPast:
-        """input_ids (B, L), attention_mask (B, 1, L, C) -> logits (B, L, V); no position sees only those before it."""
+        """input_ids (B, L), attention_mask (B, 1, L, C), None: everything is seen -> logits (B, L, V)."""
         x = self.vocab_embed(input_ids)
         mask_id = self.config.noise_token_id
         sigma = x.new_zeros(1) if mask_id is None else noise_level(input_ids, attention_mask, mask_id)
-        condition = F.silu(self.sigma_map(sigma))
+        condition = F.silu(self.sigma_map(sigma, x.dtype))
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=x.device)[None]
         rotation = self._rotation(position_ids, x.dtype)

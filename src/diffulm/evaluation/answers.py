@@ -37,7 +37,7 @@ def marked(text: str) -> str | None:
 
 
 def same_number(said: str | None, right: str) -> bool:
-    """Whether two numbers as `number` writes them are one.
+    """Whether two numbers are one. said: as `number` writes it; right: any way that Python writes one.
 
     Where the right one has more decimals than were said, and at least two were said, it is enough to have rounded it: 1.83
     for 1.8333333333333335, but not 1.8, nor 1.84.

@@ -6,7 +6,7 @@ before it looks the name up, and torch calls what packages have registered to be
 
 import sys
 
-MODEL = "diffulm.evaluation.harness:DiffuLM"
+MODEL = "diffulm.evaluation.harness_model:DiffuLM"
 
 
 def register() -> None:

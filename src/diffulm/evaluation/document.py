@@ -6,7 +6,7 @@ depends on how many texts were computed at once.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -54,7 +54,7 @@ def _row(one: Measured, variant: str, run: Mapping[str, Any]) -> dict[str, Any]:
     figures = {"stderr": cell.stderr, "interval": interval(cell), "monte_carlo": cell.monte_carlo, "items": cell.items}
     clock = next((key for word, key in CLOCK.items() if word in cell.metric), None)
     if clock:
-        figures = {name: None for name in figures} | {f"{clock}_{name}": value for name, value in figures.items()}
+        figures = dict.fromkeys(figures) | {f"{clock}_{name}": value for name, value in figures.items()}
         figures |= {"value": None, clock: cell.value}
     names = {"role": one.role, "model": one.model, "part": one.part, "task": cell.task, "metric": cell.metric}
     about = {"count": cell.count, "length": cell.length, "normalisation": cell.normalisation, "better": cell.better}
@@ -133,25 +133,31 @@ def interval(cell: Cell) -> tuple[float, float] | None:
 
 
 def _difference(variant: str, one: Measured, other: Measured) -> dict[str, Any] | None:
-    """Child minus parent, question by question, where both were asked the same; not of clock readings."""
+    """Child minus parent, question by question, where both were asked the same; not of clock readings.
+
+    For right and wrong answers the interval is that of Agresti and Min (2005), half a question added to each of the four
+    kinds: no difference in three questions is not a difference of 0 for certain.
+    """
     child, parent = one.cell, other.cell
     found = paired(child, parent)
     if found is None or any(word in child.metric for word in CLOCK):
         return None
-    mean, stderr = found
+    (mean, stderr), p = found, None
+    middle = mean
+    if set(child.items) | set(parent.items) <= {0.0, 1.0}:
+        both = list(zip(child.items, parent.items, strict=True))
+        won, lost = sum(a > b for a, b in both), sum(a < b for a, b in both)
+        p, n = mcnemar(won, lost), len(child.items) + 2
+        middle, stderr = (won - lost) / n, math.sqrt(won + lost + 1 - (won - lost) ** 2 / n) / n
     names = {"part": one.part, "task": child.task, "metric": child.metric, "variant": variant}
-    ends = [mean - NORMAL_95 * stderr, mean + NORMAL_95 * stderr]
+    ends = [middle - NORMAL_95 * stderr, middle + NORMAL_95 * stderr]
     figures = {"difference": mean, "stderr": stderr, "interval": ends, "count": len(child.items)}
-    return names | figures | {"p": mcnemar(child.items, parent.items), "better": child.better}
+    return names | figures | {"p": p, "better": child.better}
 
 
-def mcnemar(child: Iterable[float], parent: Iterable[float]) -> float | None:
-    """The exact two-sided p of McNemar's test: that as many questions or more would be answered rightly by one of the two
-    alone, by chance, if they were equally good. None unless all answers are right (1) or wrong (0)."""
-    pairs = list(zip(child, parent, strict=True))
-    if any(value not in (0.0, 1.0) for pair in pairs for value in pair):
-        return None
-    won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+def mcnemar(won: int, lost: int) -> float:
+    """The exact two-sided p of McNemar's test: how probable it is that, of the questions which one of two models alone
+    answers rightly, so many or more are one model's, if both are equally good."""
     tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
     return min(1.0, 2 * tail / 2 ** (won + lost))
 

@@ -2,20 +2,24 @@
 what the text itself is like, to compare them with."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffulm import randomness
 from diffulm.canvas import Canvas
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.probe import evaluating
 from diffulm.filling import fill
 from diffulm.options import GenerateOptions
+from diffulm.samplers._draw import draw
 from diffulm.shapes import Int
 
 BATCH = 16
+_ANCESTRAL = randomness.key("ancestral")
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,44 @@ class Quality:
     samples: int
 
 
-def unconditional(denoiser: Denoiser, count: int, length: int, seed: int = 0, **options: Any) -> Int[Tensor, "n l"]:
-    """`count` canvases of `length` positions, BOS and the rest drawn; row i has the stream (seed, i).
+def unconditional(
+    denoiser: Denoiser,
+    count: int,
+    length: int,
+    seed: int | list[int] = 0,
+    forbidden: Sequence[int] = (),
+    **options: Any,
+) -> Int[Tensor, "n l"]:
+    """`count` canvases of `length` positions, BOS and the rest drawn; row i has the stream (seed, i), or its own seed's.
 
-    options: as in `diffulm.options.GenerateOptions`.
+    Without BOS all are drawn. forbidden: ids that are never drawn. options: as in `diffulm.options.GenerateOptions`.
     """
-    assert denoiser.record.bos_token_id is not None
-    ids, fixed = torch.full((length,), denoiser.record.bos_token_id), torch.arange(length) < 1
+    bos = denoiser.record.bos_token_id
+    ids, fixed = torch.full((length,), bos or 0), torch.arange(length) < (bos is not None)
     made = [Canvas(ids, fixed, (), None)] * count
-    filled = fill(denoiser, made, GenerateOptions(seed=seed, batch_size=BATCH, **options))
+    filled = fill(denoiser, made, GenerateOptions(seed=seed, **{"batch_size": BATCH, **options}), forbidden)
     return torch.tensor([one.ids for one in filled])
+
+
+def ancestral(
+    denoiser: Denoiser, seeds: list[int], length: int, forbidden: Sequence[int] = (), **filters: Any
+) -> Int[Tensor, "n l"]:
+    """An AR model's own samples, a row for each seed: BOS and what is drawn after it, left to right, beyond any EOS.
+
+    filters: temperature, top_p, top_k, min_p as in `samplers._draw.draw`. A row's random numbers depend on its seed alone.
+    """
+    bos, device = denoiser.record.bos_token_id, denoiser.device
+    assert bos is not None  # every AR parent is adopted with one
+    ids = torch.full((len(seeds), 1), bos, device=device)
+    rows, banned = torch.tensor(seeds), torch.tensor([denoiser.record.mask_token_id, *forbidden], device=device)
+    past: Any = None
+    with evaluating(denoiser.model):
+        for position in range(1, length):
+            out = denoiser.model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+            past, logits = out.past_key_values, out.logits[:, -1].float()
+            chance = randomness.uniform(_ANCESTRAL, rows, position).to(device)
+            ids = torch.cat([ids, draw(logits, chance, forbidden=banned, **filters).tokens[:, None]], 1)
+    return ids.cpu()
 
 
 def quality(judge: Any, ids: Int[Tensor, "n l"]) -> Quality:

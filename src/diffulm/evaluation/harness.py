@@ -1,290 +1,148 @@
-"""lm-eval (Gao et al., the Language Model Evaluation Harness) as it asks a diffusion model, or its AR parent, by name:
+"""`diffulm eval MODEL --tasks a,b,c`: tasks by the names that lm-eval has for them, those of this package in front."""
 
-    lm_eval --model diffulm --model_args pretrained=runs/mine --tasks hellaswag
-    lm_eval --model diffulm --model_args pretrained=gpt2,parent=true --tasks hellaswag
-
-`run` does the same for a trial, with the tasks of this package in front of lm-eval's own of the same name.
-"""
-
+import io
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, get_args
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
 
-import torch
+from diffulm.checkpoint.opening import first_line
+from diffulm.errors import BadInput, unknown
+from diffulm.evaluation import harness_results
+from diffulm.evaluation import tasks as own
+from diffulm.evaluation.cells import Cell, absent
+from diffulm.evaluation.data import NoData
+from diffulm.evaluation.harness_model import DiffuLM, TaskManager, lm_eval
+from diffulm.evaluation.subject import Subject
+from diffulm.evaluation.trial import Trial
 
-from diffulm import randomness, scoring
-from diffulm.canvas import encode
-from diffulm.errors import BadInput, shown, unknown
-from diffulm.evaluation import rolling
-from diffulm.evaluation.journal import Journal
-from diffulm.evaluation.subject import Subject, opened
-from diffulm.scoring import Method, Request, Scored
-
-try:
-    import lm_eval.models  # noqa: F401  (registers lm-eval's own: it does not once another is there)
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import LM
-    from lm_eval.api.registry import register_model
-except ImportError:
-    raise BadInput("lm-eval is not installed, and tasks by name need it; pip install 'diffulm[eval]'") from None
-
-LENGTH = 256  # tokens of an answer where a task does not say, as in lm-eval
-LONGEST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-DTYPES = ("float32", "bfloat16", "float16")
+BOOTSTRAP = 1000  # draws of the errors that lm-eval estimates so, in its own results alone
 
 
-@register_model("diffulm")
-class DiffuLM(LM):
-    """What lm-eval asks for. Log-likelihoods are `diffulm.scoring`'s; choices of one question share their random numbers.
+def check(names: Sequence[str], folder: Path | None = None) -> None:
+    """BadInput, with the nearest, for a name that is no task, group or tag and matches none."""
+    _entries(_manager(names, folder), names)
 
-    pretrained: whatever `diffulm.load` opens; with parent=true an AR model, asked the same with the same tokens. method: None
-    takes for each task what costs fewer forwards of left_to_right (exact) and bound (`draws` each). steps and temperature:
-    of generated text, by default one token a forward and what a task says. end: a document is scored with its EOS.
-    BadInput for arguments that are none.
+
+def run(subject: Subject, names: Sequence[str], trial: Trial) -> tuple[list[Cell], dict[str, Any]]:
+    """(a cell for each figure, lm-eval's own results without samples) of tasks by lm-eval's names, ours in front.
+
+    A task without data, or that cannot be read, is a cell that says so. BadInput for a name that is none.
     """
-
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        parent: bool | str = False,
-        method: Method | None = None,
-        draws: int = 32,
-        steps: int | None = None,
-        temperature: float | None = None,
-        seed: int = 0,
-        dtype: str | None = None,
-        batch_size: int | str = 16,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        mask_token_id: int | None = None,
-        subject: Subject | None = None,
-        journal: Journal | None = None,
-        end: bool = False,
-        **others: Any,
-    ) -> None:
-        super().__init__()
-        for name in others:
-            raise unknown("model argument", name, ("pretrained", "parent", "method", "draws", "steps", "temperature"))
-        if method is not None and method not in get_args(Method):
-            raise unknown("method", str(method), get_args(Method))
-        if dtype is not None and dtype not in DTYPES:
-            raise unknown("dtype", str(dtype), DTYPES)
-        if subject is None:
-            if pretrained is None:
-                raise BadInput("which model? give --model_args pretrained=FOLDER")
-            precision = None if dtype is None else getattr(torch, dtype)
-            subject = opened(pretrained, mask_token_id, precision, parent=str(parent).lower() in ("true", "1"))
-        if device:
-            subject.lm.model.to(device)
-        self.subject, self.method, self.draws, self.seed = subject, method, draws, seed
-        self.steps, self.temperature, self.end = steps, temperature, end
-        self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 16
-        self.journal = journal or Journal(progress=_logged)
-        self.templated = False
-        self.methods: dict[str, str] = {}
-        """By task: how its likelihoods were computed."""
-        self.scored: dict[tuple[Any, Any], list[dict[str, Any]]] = defaultdict(list)
-        """By (task, document): `Scored` of each request, beside what of its context was cut and why it could not be asked."""
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.subject.tokenizer
-
-    @property
-    def max_length(self) -> int:
-        return self.subject.context
-
-    @property
-    def eot_token_id(self) -> int | None:
-        return self.tokenizer.eos_token_id
-
-    @property
-    def tokenizer_name(self) -> str:
-        self.templated = True  # lm-eval names the tokenizer where it applies templates, and there alone
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
-    def chat_template(self, chat_template: bool | str = False) -> str | None:
-        if not chat_template:
-            return None
-        if not self.tokenizer.chat_template:
-            raise BadInput(f"{self.subject.name}: its tokenizer has no chat template; leave --apply_chat_template out")
-        return self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None)
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        self.chat_template(True)
-        self.templated = True
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-
-    def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval puts into its results beside the settings it knows."""
-        model = self.subject.lm.model
-        return {
-            "model": "diffulm",
-            "model_args": {"pretrained": self.subject.name, "parent": self.subject.autoregressive},
-            "model_num_parameters": sum(one.numel() for one in model.parameters()),
-            "model_dtype": str(next(model.parameters()).dtype),
-            "method": self.methods,
-            "draws": self.draws,
-            "steps": self.steps,
-            "diffulm_seed": self.seed,
-        }
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log p, whether every token is the likeliest in its place) of each continuation; what cannot be asked, because it
-        adds no token or is longer than the window, is (-inf, False), and counted."""
-        by_task: dict[str, list[int]] = defaultdict(list)
-        for i, one in enumerate(requests):
-            by_task[str(one.task_name)].append(i)
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for task, places in by_task.items():
-            own = [requests[i] for i in places]
-            results = self._likelihoods(task, own)
-            for i, one, result in zip(places, own, results, strict=True):
-                self.scored[one.task_name, one.doc_id].append(result)
-                found[i] = (float("-inf"), False) if result["why"] else (-result["nats"], bool(result["greedy"]))
-                self.cache_hook.add_partial("loglikelihood", one.args, found[i])
-        return found
-
-    def _likelihoods(self, task: str, requests: list[Instance]) -> list[dict[str, Any]]:
-        method = self.methods[task] = self._method([str(one.args[1]) for one in requests])
-        items = [(one.args[0], one.args[1], _key(one)) for one in requests]
-        results = self._mapped(items, method)
-        if method in ("left_to_right", "autoregressive"):
-            return results
-        # A bound does not say what is likeliest. A question of one text (the last word of LAMBADA) is asked for that.
-        alone = [
-            i for i, one in enumerate(items) if sum(one[2] == other[2] for other in items[max(0, i - 1) : i + 2]) == 1
-        ]
-        exact = self._mapped([items[i] for i in alone], "left_to_right")
-        for i, one in zip(alone, exact, strict=True):
-            results[i] |= {"greedy": one["greedy"]}
-        return results
-
-    def _mapped(self, items: list[tuple[str, str, int]], method: Method) -> list[dict[str, Any]]:
-        how = {"draws": self.draws, "seed": self.seed, "templated": self.templated}
-        name = f"log-likelihood of {self.subject.name}, {method}, {how}"
-        return self.journal.map(name, items, lambda group: self._asked(group, method), together=256)
-
-    def _method(self, texts: Sequence[str]) -> Method:
-        if self.subject.autoregressive:
-            return "autoregressive"
-        lengths = [len(encode(self.tokenizer, text)) for text in texts[:256]]
-        return self.method or ("left_to_right" if sum(lengths) <= self.draws * len(lengths) else "bound")
-
-    def _asked(self, group: list[tuple[str, str, int]], method: Method) -> list[dict[str, Any]]:
-        made = [self._request(*one) for one in group]
-        found = iter(
-            scoring.scores(self.subject.denoiser, [one for one, _ in made if one], method, self.draws, self.seed)
-        )
-        results = []
-        for (request, cut), (_, text, _) in zip(made, group, strict=True):
-            why = "" if request else "beyond the context" if cut and encode(self.tokenizer, text) else "answers empty"
-            results.append(_plain(next(found)) if request else dict.fromkeys(_NAMES))
-            results[-1] |= {"cut": cut if request else 0, "why": why}
-        return results
-
-    def _request(self, context: str, text: str, key: int) -> tuple[Request | None, int]:
-        bos, limit = self.subject.bos, self.subject.context
-        if not (self.templated and context):
-            found, cut = scoring.encoded(self.tokenizer, bos, context, text, limit=limit)
-        else:
-            before, own = self._prompt(context), encode(self.tokenizer, text, inside=True)
-            cut = max(0, len(bos) + len(before) + len(own) - limit)
-            kept = before[cut:]
-            start = len(bos) + len(kept)
-            fits = own and cut <= len(before)
-            found = Request((*bos, *kept, *own), start, start + len(own)) if fits else None
-        if found is not None and found.start < (1 if self.subject.lm.record.shift else 0):
-            return None, cut  # without BOS the first token has nothing that it could be predicted from
-        return found and Request(found.ids, found.start, found.stop, key), cut
-
-    def _prompt(self, context: str) -> list[int]:
-        """The ids of a chat template's text: its special tokens are meant; BOS, if it has one, is put there by others."""
-        ids = self.tokenizer.encode(context, add_special_tokens=False)
-        return ids[1:] if ids[:1] == self.subject.bos else ids
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts, window by window; by default, and where it is drawn, minus an upper bound on -log p."""
-        method = "autoregressive" if self.subject.autoregressive else self.method or "bound"
-        how = {"method": method, "draws": self.draws, "seed": self.seed, "end": self.end}
-        results = self.journal.map(
-            f"documents of {self.subject.name}, {how}",
-            [(f"{one.task_name} {one.doc_id}", one.args[0]) for one in requests],
-            lambda group: [one and vars(one) for one in rolling.documents(self.subject, group, **how)],
-            together=16,
-        )
-        found = []
-        for one, result in zip(requests, results, strict=True):
-            self.methods[str(one.task_name)] = method
-            self.scored[one.task_name, one.doc_id].append(result or {"why": "texts empty"})
-            found.append(-result["nats"] if result else 0.0)  # of no token nothing is to be predicted
-            self.cache_hook.add_partial("loglikelihood_rolling", one.args, found[-1])
-        return found
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """A text for each request; a request that comes several times (`repeats`) gets as many draws."""
-        asked: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for i, one in enumerate(requests):
-            context, settings = one.args
-            asked[*self._how(settings), one.task_name, one.doc_id, context].append(i)
-        alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
-        for wanted, places in asked.items():
-            alike[*wanted[:3], len(places)].append(wanted)
-        found = [""] * len(requests)
-        for (length, stop, temperature, count), questions in alike.items():
-            how: dict[str, Any] = {"length": length, "stop": stop, "temperature": temperature, "draws": count}
-            how |= {"steps": self.steps, "seed": self.seed}
-            results = self.journal.map(
-                f"texts of {self.subject.name}, {how}, templated {self.templated}",
-                [(one[5], f"{one[3]} {one[4]}") for one in questions],
-                lambda group, how=how: self._texts(group, how),
-                together=64,
+    model = DiffuLM(
+        subject=subject,
+        method=trial.method,
+        draws=trial.draws,
+        steps=trial.steps,
+        seed=trial.seed,
+        batch_size=trial.batch_size,
+        journal=trial.journal,
+        end=True,
+    )
+    with _quiet():
+        manager = _manager(names, trial.data)
+        found, missing = _loaded(manager, _entries(manager, names), trial)
+        results = (
+            lm_eval.simple_evaluate(
+                model=model,
+                tasks=found,
+                num_fewshot=trial.shots,
+                limit=trial.limit,
+                bootstrap_iters=BOOTSTRAP,
+                task_manager=manager,
+                fewshot_random_seed=trial.seed,
             )
-            for wanted, result in zip(questions, results, strict=True):
-                self.scored[wanted[3], wanted[4]].append({"why": "", "cut": result["cut"]})
-                for i, text in zip(asked[wanted], result["texts"], strict=True):
-                    found[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-        return found
-
-    def _texts(self, group: list[tuple[str, str]], how: dict[str, Any]) -> list[dict[str, Any]]:
-        prompts = [self._prompt(context) if self.templated else context for context, _ in group]
-        keys = [key for _, key in group]
-        done = self.subject.complete(prompts, keys=keys, batch_size=self.batch_size, **how)
-        return [{"texts": [one.text for one in of], "cut": of[0].cut} for of in done]
-
-    def _how(self, settings: dict[str, Any]) -> tuple[int, tuple[str, ...], float]:
-        """(most tokens, what ends a text, temperature) of lm-eval's settings: tokens never more than half the window."""
-        length = next((int(settings[name]) for name in LONGEST if settings.get(name) is not None), LENGTH)
-        until = settings.get("until") or []
-        drawn = settings.get("do_sample")
-        temperature = float(settings.get("temperature", 1.0 if drawn else 0.0)) if drawn is not False else 0.0
-        if self.temperature is not None:
-            temperature = self.temperature
-        stop = (until,) if isinstance(until, str) else tuple(one for one in until if one)
-        return max(1, min(length, self.subject.context // 2)), stop, temperature
+            if found
+            else {}
+        )
+    if not results:
+        return missing, {}
+    tasks = manager.load(found)["tasks"]
+    about = {name: _about(model, task, results["n-shot"].get(name, 0)) for name, task in tasks.items()}
+    made = harness_results.cells(results, tasks, model.scored, about)
+    return made + missing, {key: value for key, value in results.items() if key != "samples"}
 
 
-_NAMES = tuple(one.name for one in fields(Scored))
+def _manager(names: Sequence[str], folder: Path | None) -> TaskManager:
+    """Our tasks in front; lm-eval's ten thousand files are read only where a name is not one of ours."""
+    metadata: Any = {"data_dir": str(folder)} if folder else {}
+    ours = set(names) <= set(own.names())
+    with _quiet():
+        return TaskManager(include_path=list(own.__path__), include_defaults=not ours, metadata=metadata)
 
 
-def _plain(scored: Scored) -> dict[str, Any]:
-    return {name: getattr(scored, name) for name in _NAMES}
+def _entries(manager: TaskManager, names: Sequence[str]) -> list[str]:
+    found: dict[str, None] = {}
+    for name in names:
+        matched = [name] if name.endswith(".yaml") and Path(name).is_file() else manager.match_tasks([name])
+        if not matched:
+            raise unknown("task", name, manager.all_tasks)
+        found |= dict.fromkeys(matched)
+    return list(found)
 
 
-def _key(request: Instance) -> int:
-    """Of a document, so that its choices share it; of the context where lm-eval does not say which document it is."""
-    if request.doc_id is None:
-        return randomness.key(request.args[0])
-    return randomness.key(str(request.task_name), request.doc_id)
+def _loaded(manager: TaskManager, names: Sequence[str], trial: Trial) -> tuple[list[Any], list[Cell]]:
+    """(tasks and groups as lm-eval takes them, cells for those that cannot be asked)."""
+    found, missing = [], []
+    for name in names:
+        try:
+            loaded = manager.load([name])
+            for task in loaded["tasks"].values():
+                _give_shots(task, trial)
+        except NoData:
+            missing.append(absent(name, "", "no data"))
+        except BadInput as error:
+            missing.append(absent(name, "", str(error)))
+        except Exception as error:  # not on the hub, no network, a metric that is not installed
+            missing.append(absent(name, "", f"lm-eval cannot load it: {first_line(error)}"))
+        else:
+            groups = loaded.get("groups", {})
+            found += [groups[name]] if name in groups else list(loaded["tasks"].values())
+    return found, missing
 
 
-def _logged(what: str, done: int, of: int) -> None:
-    logging.getLogger("lm_eval").info("%s: %d of %d", what, done, of)
+def _give_shots(task: Any, trial: Trial) -> None:
+    """Shots come from rows of their own; where a task has none, from rows that are not asked, if a limit leaves any."""
+    if not trial.shots or not hasattr(task, "sampler"):
+        return
+    if task.fewshot_cfg.split in (None, task.config.test_split) and trial.limit is not None:
+        rest = [task.eval_docs[i] for i in range(trial.limit, len(task.eval_docs))]
+        if len(rest) > trial.shots:
+            task.sampler.replace_df(rest)
+    if len(task.sampler.df) <= trial.shots:
+        raise BadInput(f"{trial.shots} shots wanted, and there are {len(task.sampler.df)} rows to take them from")
+
+
+def _about(model: DiffuLM, task: Any, shots: int) -> dict[str, Any]:
+    """`length`, `note` and `settings` of the cells of a task."""
+    reads, method = model.subject.autoregressive, model.methods.get(task.task_name)
+    settings: dict[str, Any] = {"shots": shots, "task_version": task.VERSION, "lm_eval": lm_eval.__version__}
+    if method is None:
+        settings |= {"steps": None if reads else model.steps or "one a token", "seed": model.seed}
+        length, _, settings["temperature"] = model._how(task.config.generation_kwargs or {})
+        return {"length": "none" if reads else "free", "settings": settings | {"most_tokens": length}}
+    settings["method"] = method
+    if method in ("bound", "published"):
+        settings |= {"draws": model.draws, "seed": model.seed}
+    note = "an upper bound" if method == "bound" and task.OUTPUT_TYPE == "loglikelihood_rolling" else ""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        settings["eos"] = "appended, scored"
+    return {"length": "none" if reads else "oracle", "note": note, "settings": settings}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval prints, warns and draws bars; what is worth knowing stands in the cells."""
+    logger = logging.getLogger("lm_eval")
+    before, level = os.environ.get("DISABLE_MULTIPROC"), logger.level
+    logger.setLevel(logging.ERROR)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # its bootstrap would fork a process that has torch's threads
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]

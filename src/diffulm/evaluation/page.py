@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from diffulm.evaluation.table import Grid, Row
 
 STYLE = """:root{color-scheme:light dark;--ink:#222;--page:#fff;--rule:#ccc;--quiet:#555;--faint:#f4f4f4}
 @media(prefers-color-scheme:dark){:root{--ink:#ddd;--page:#16181b;--rule:#444;--quiet:#a5a5a5;--faint:#222529}
-svg line[stroke="#e4e4e4"]{stroke:#34373b}svg line[stroke="#555"]{stroke:#aaa}svg polyline,svg circle,svg rect{filter:brightness(1.35)}}
+svg line[stroke="#e4e4e4"]{stroke:#34373b}svg line[stroke="#555"]{stroke:#aaa}
+svg polyline,svg circle,svg rect{filter:brightness(1.35)}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--page)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
 td,th{padding:.3rem .7rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top;white-space:pre-line}
@@ -75,7 +76,9 @@ def _settings(cell: Row) -> str:
     name = " · ".join(filter(None, (cell["model"], cell["task"], cell["metric"], cell["variant"])))
     shown = "-" if value is None else table.number(value) + ("" if error is None else f" ±{table.number(error)}")
     facts = {"questions": cell["count"], "note": cell["note"], **cell["counts"], **table.settings(cell)}
-    lines = (f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(_said(v))}</td></tr>" for k, v in facts.items() if v != "")
+    lines = (
+        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(_said(v))}</td></tr>" for k, v in facts.items() if v != ""
+    )
     return f"<details><summary>{html.escape(name)}: {shown}</summary><table>{''.join(lines)}</table></details>"
 
 
@@ -99,7 +102,9 @@ ORDER_GAP = (
     "From the parent to left to right: what adaptation lost. From there to the any-order bound: what averaging over orders "
     "costs, which is no loss of the model's."
 )
-GENERATION = "To be read together: dull text is cheap, so a perplexity that falls while entropy falls with it is no gain."
+GENERATION = (
+    "To be read together: dull text is cheap, so a perplexity that falls while entropy falls with it is no gain."
+)
 SPEED = "A diffusion model takes its steps whatever the length; an AR model one forward a token."
 
 
@@ -122,11 +127,10 @@ def _accuracies(document: Row) -> str:
 
 def _order_gap(document: Row) -> str:
     cells = [cell for cell in document["cells"] if cell["part"] == "order_gap" and cell["value"] is not None]
-    cells.sort(key=lambda cell: cell["role"] != "parent")
     groups: dict[str, list[Bar]] = {}
-    for cell in cells:
-        name = " ".join(filter(None, (cell["variant"], cell["metric"])))
-        groups.setdefault(cell["task"], []).append(Bar(name, cell["value"], *(cell["interval"] or ())))
+    for cell in sorted(cells, key=lambda cell: cell["role"] != "parent"):
+        name = cell["task"].removeprefix("order gap, ")
+        groups.setdefault(name, []).append(Bar(_series(cell), cell["value"], *(cell["interval"] or ())))
     return bars(cells[0]["metric"] if cells else "", list(groups.items()))
 
 

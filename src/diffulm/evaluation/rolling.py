@@ -48,13 +48,14 @@ def documents(
     draws: int = 32,
     seed: int = 0,
     most: int | None = None,
+    end: bool = True,
 ) -> list[Document | None]:
-    """The cost of each (key, text), EOS after it; None for a text of no token.
+    """The cost of each (key, text), with `end` EOS after it; None for a text of no token.
 
     method: as `scoring.scores`. Draws are shared by the windows of a document, two each at least: their errors average out.
     most: score no more than so many windows of each; its bytes are then those of what was scored.
     """
-    cut = [_cut(subject, key, text, most) for key, text in texts]
+    cut = [_cut(subject, key, text, most, end) for key, text in texts]
     found: dict[tuple[int, int], scoring.Scored] = {}
     by_draws: dict[int, list[tuple[int, int]]] = {}
     for number, (requests, _) in enumerate(cut):
@@ -69,11 +70,11 @@ def documents(
     ]
 
 
-def _cut(subject: Subject, key: str, text: str, most: int | None) -> tuple[list[Request], int]:
+def _cut(subject: Subject, key: str, text: str, most: int | None, end: bool) -> tuple[list[Request], int]:
     """(the windows of a text, the bytes they stand for)."""
     ids = encode(subject.tokenizer, text)
     eos = subject.tokenizer.eos_token_id
-    whole = [*ids, eos] if eos is not None else ids
+    whole = [*ids, eos] if end and eos is not None else ids
     # With shift and no BOS the first token has nothing it could be predicted from.
     blind = 1 if subject.lm.record.shift and not subject.bos else 0
     made = list(windows(whole, subject.bos, subject.context, randomness.key(key))) if len(whole) > blind else []

@@ -80,7 +80,7 @@ def run(program: str, test: str = "", seconds: int = SECONDS, memory: int = MEMO
     if lines[:1] != ["ready"]:
         last = printed.decode(errors="replace").strip().splitlines()[-1:]
         raise BadInput(f"{sys.executable}: does not start in the sandbox: {''.join(last) or process.returncode}")
-    why, detail = _verdict(lines, nonce, len(printed) > output, late, process.returncode)
+    why, detail = _verdict(lines, nonce, max(len(said), len(printed)) > output, late, process.returncode)
     return Outcome(why == "passed", why, detail, "unfiltered" not in lines)
 
 

@@ -64,7 +64,7 @@ class Subject:
 
     def complete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | list[int]],
         length: int | Sequence[int],
         *,
         keys: Sequence[int | str],
@@ -78,16 +78,16 @@ class Subject:
     ) -> list[list[Completion]]:
         """`draws` continuations of each prompt, at most `length` tokens each, ended by EOS or the first of `stop`.
 
-        length: of all, or one for each prompt. keys: names each prompt for its random numbers, so that a continuation
-        depends on nothing beside it. steps (default: one token a forward), batch_size and options (`GenerateOptions`) are
-        for diffusion models. A prompt that leaves no room for its tokens is cut on the left. BadInput where even an empty
-        prompt leaves none.
+        A prompt is text, or its ids. length: of all, or one for each prompt. keys: names each prompt for its random
+        numbers, so that a continuation depends on nothing beside it. steps (default: one token a forward), batch_size and
+        options (`GenerateOptions`) are for diffusion models. A prompt that leaves no room for its tokens is cut on the
+        left. BadInput where even an empty prompt leaves none.
         """
         lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
         longest, room = max(lengths, default=1), self.context - len(self.bos)
         if longest > room:
             raise BadInput(f"{self.name}: {longest} tokens do not fit into its context of {self.context}")
-        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
+        encoded = [encode(self.tokenizer, one) if isinstance(one, str) else one for one in prompts]
         kept = [ids[max(0, len(ids) + n - room) :] for ids, n in zip(encoded, lengths, strict=True)]
         seeds = [randomness.key(seed, key) for key in keys]
         if self.autoregressive:

@@ -10,10 +10,11 @@ from rich.console import Console
 from diffulm.evaluation import paper
 
 Row = dict[str, Any]
-NAMES = {"HellaSwag": "Hella-\nSwag", "Winogrande": "Wino-\ngrande", "ROCStories": "ROC-\nStories"}
-TASKS = {"Code": "humaneval"}  # columns whose task is not called so
+# in two lines, so that the table fits into 80 columns
+NAMES = {"TriviaQA": "Trivia\nQA", "LAMBADA": "LAM-\nBADA", "HellaSwag": "Hella-\nSwag", "Winogrande": "Wino-\ngrande"}
+TASKS = {"Code": "humaneval", "GSM8K": "gsm8k_symbolic"}  # columns whose task is not called so
 PARTS = {
-    "TriviaQA": "in_context",
+    "TriviaQA": "triviaqa",
     "LAMBADA": "lambada",
     "GSM8K": "gsm8k",
     "ROCStories": "rocstories",
@@ -21,12 +22,12 @@ PARTS = {
 }
 SHARES = ("accuracy", "exact match", "pass@", "hit@", "rouge", "self-consistency", "distinct", "share")
 ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
-WIDE = 78  # columns of a terminal that the first table needs
+WIDE = 80  # columns of a terminal that the first table needs
 MEANING = (
     "Figures of shares in percent, each with its standard error. oracle: the canvas tells the model how long the answer is; "
     "free: it does not; neither word: nothing hidden tells a length."
 )
-PAPER = "The rows marked (paper) are printed in the paper, they were not measured here; (in parentheses): prefix only."
+PAPER = "The rows marked (paper) stand in the paper, they were not measured here; figures in parentheses: prefix only."
 
 
 @dataclass
@@ -118,7 +119,7 @@ def table_1(document: Row) -> Grid | None:
     if not grid.rows:
         return None
     for one in paper.TABLE_1:
-        shown = {name: "/".join(f"{value:g}" for value in values) for name, values in one.values.items()}
+        shown = {name: "/".join(f"{value:.1f}" for value in values) for name, values in one.values.items()}
         for name in ("ROCStories", "Code") if one.prefix_only else ():
             shown[name] = f"({shown[name]})"
         grid.rows.append([[one.model, "(paper)"], *([text] for text in shown.values())])
@@ -244,19 +245,20 @@ def _print(console: Console, grid: Grid) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True)
+    drawn = Table(box=box.SIMPLE, padding=0, show_edge=False)
     for name in grid.head:
         drawn.add_column(Text(NAMES.get(name, name) if console.width < 2 * WIDE else name), overflow="fold")
+    printed = len(grid.rows) - grid.references
     for i, row in enumerate(grid.rows):
-        reference = i >= len(grid.rows) - grid.references
-        cells = [[" ".join(row[0]), *[]] if reference else row[0], *row[1:]]
-        drawn.add_row(
-            *(Text("\n".join(lines), style="dim" if reference else "") for lines in cells),
-            end_section=i == len(grid.rows) - grid.references - 1,
-        )
+        if i == printed:
+            drawn.add_section()
+            drawn.add_row(Text("(paper)", style="dim"))
+        cells = [row[0][:1], *row[1:]] if i >= printed else row
+        drawn.add_row(*(Text("\n".join(lines), style="dim" if i >= printed else "") for lines in cells))
     console.print(drawn)
     for i, note in enumerate(grid.notes, 1):
         console.print(_words(f"[{i}] {note}"))
+    console.print()
 
 
 def markdown(document: Row) -> str:

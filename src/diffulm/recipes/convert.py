@@ -37,8 +37,9 @@ def import_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """A released checkpoint (folder or hub id) as a folder of ours, at `out`; returns what was done.
 
-    The ids override what tokenizer, vocabulary and family say, block_size what is seen. Raises `released.Misfit` with every tensor that does not
-    belong, and BadInput for what else `load` refuses, for an `out` that is not empty, and for a full disk.
+    The ids override what tokenizer, vocabulary and family say, block_size what its layout says of blocks. Raises
+    `released.Misfit` with every tensor that does not belong, and BadInput for what else `load` refuses, for an `out` that
+    is not empty, and for a full disk.
     """
     with quietly(), appearing(out) as (partial, target):
         place = folder_of(source)

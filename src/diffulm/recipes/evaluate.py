@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 SUITE = Path(__file__).parents[1] / "evaluation" / "suite"
 # As the columns of the paper's Table 1 come, then what it has in figures; a part that is not named here comes last.
 ORDER = (
-    *("in_context", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
-    *("bits_per_byte", "order_gap", "generation", "speed"),
+    *("triviaqa", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
+    *("in_context", "bits_per_byte", "order_gap", "generation", "speed"),
 )
 WHOLE = "paper"
 FREE_KEYS = ("out", "batch_size", "device")  # what may differ between two commands of the same evaluation
@@ -228,7 +228,9 @@ def _same_models(folder: "RunFolder", identity: dict[str, Any]) -> None:
 
 def _about(config: EvalConfig, subjects: dict[str, "Subject"], identity: dict[str, Any]) -> dict[str, Any]:
     """What `document` wants to know of the run."""
-    precision = {role: str(next(one.lm.model.parameters()).dtype).removeprefix("torch.") for role, one in subjects.items()}
+    precision = {
+        role: str(next(one.lm.model.parameters()).dtype).removeprefix("torch.") for role, one in subjects.items()
+    }
     versions = {key: value for key, value in identity.items() if not key.startswith("weights")}
     commands = {part: command(config, part) for part in (*config.suite, "tasks")}
     return {"seed": config.seed, "versions": versions, "precision": precision, "command": commands}
@@ -264,7 +266,18 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
                 None if config.data_dir is None else Path(config.data_dir).expanduser(),
                 batch_size=config.batch_size,
                 journal=journal,
-                **_plain(config, "model", "parent", "judge", "suite", "tasks", "data_dir", "dtype", "mask_token_id", *FREE_KEYS),
+                **_plain(
+                    config,
+                    "model",
+                    "parent",
+                    "judge",
+                    "suite",
+                    "tasks",
+                    "data_dir",
+                    "dtype",
+                    "mask_token_id",
+                    *FREE_KEYS,
+                ),
             )
             cells = _of_tasks(trial, config, role, folder) if part == "tasks" else list(_of_part(trial, part))
             measured += [Measured(role, subjects[role].name, part, cell) for cell in cells]
@@ -286,7 +299,9 @@ def _of_part(trial: "Trial", part: str) -> Iterator[Cell]:
         why = "its logits are NaN or infinite: it was trained badly, or needs bfloat16 or float32"
         yield absent(part, "", f"{trial.subject.name}: {why}")
     except torch.OutOfMemoryError:
-        yield absent(part, "", f"out of memory: the same command with a smaller --batch-size than {trial.batch_size} goes on")
+        yield absent(
+            part, "", f"out of memory: the same command with a smaller --batch-size than {trial.batch_size} goes on"
+        )
 
 
 def _of_tasks(trial: "Trial", config: EvalConfig, role: Role, folder: "RunFolder") -> list[Cell]:

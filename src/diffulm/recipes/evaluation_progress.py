@@ -24,7 +24,9 @@ class Overall:
         self.status.begin(len(self.units))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.status.close()
 
     def next(self, number: int) -> None:
@@ -47,7 +49,7 @@ class Overall:
         left = f", {clock(seconds)} left" if (seconds := self.left()) is not None else ""
         at = f"{self.number + 1}/{len(self.units)} {unit}"
         self.status.moved(self.number + self.share)
-        self.status.show(f"{at}: {done}/{of}{left}", f"{at}{left}", f"{at}: {what}, {done}/{of}{left}")
+        self.status.show(f"{at}: {done}/{of}{left}", f"{at}{left}", f"{at}: {done}/{of}{left}")
 
     def left(self) -> float | None:
         """Seconds; None before anything is known."""

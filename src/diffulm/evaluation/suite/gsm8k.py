@@ -19,18 +19,19 @@ CANVAS, LEAST, STEPS = 256, 64, 64
 def run(trial: Trial) -> list[Cell]:
     subject = trial.subject
     documents = tasks.documents(tasks.load(NAME), trial.data, trial.limit)
-    prompts = [
-        Prompt(f"{NAME} {row}", one["context"], length(subject, one["context"])) for row, one in enumerate(documents)
+    numbers = [answers.number(one["answer"]) for one in documents]
+    asked = [
+        (row, one["context"], right) for row, (one, right) in enumerate(zip(documents, numbers, strict=True)) if right
     ]
+    prompts = [Prompt(f"{NAME} {row}", context, length(subject, context)) for row, context, _ in asked]
     found = writing.written(trial, NAME, prompts, steps=STEPS)
     said = [answers.marked(one.texts[0]) for one in found]
-    right = [answers.number(one["answer"]) for one in documents]
-    hits = [b is not None and answers.same_number(a, b) for a, b in zip(said, right, strict=True)]
+    hits = [answers.same_number(one, right) for one, (_, _, right) in zip(said, asked, strict=True)]
     cell = writing.share(
         NAME,
         hits,
         found,
-        counts={"no #### and number": said.count(None)},
+        counts={"no answer found": said.count(None), "answers empty": numbers.count(None)},
         length=writing.told(subject),
         note="" if tuned(subject) else "not fine-tuned",
         settings=writing.settings(trial, steps=STEPS, shots=0, canvas=min(CANVAS, subject.context)),

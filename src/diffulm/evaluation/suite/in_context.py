@@ -33,9 +33,7 @@ class Kind:
 
 
 KINDS = {
-    "mawps": Kind(
-        16, answers.number, lambda said, one: answers.same_number(said, answers.number(one["answer"]) or "NaN")
-    ),
+    "mawps": Kind(16, answers.number, lambda said, one: answers.same_number(said, one["answer"])),
     "satmath": Kind(8, answers.letter, lambda said, one: said == one["answer"]),
     "triviaqa": Kind(
         16, lambda text: answers.normalised(text) or None, lambda said, one: answers.contains(said, one["aliases"])
