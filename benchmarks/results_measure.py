@@ -188,7 +188,7 @@ def holes(bench: Bench, name: str, kind: str) -> dict[str, list[float]]:
 PARTS = {"losses": losses, "orders": orders, "samples": samples, "holes": holes}
 
 
-def jobs(bench: Bench) -> list[tuple[str, str, str]]:
+def jobs() -> list[tuple[str, str, str]]:
     """(part, model, kind of text) of everything that is measured, as far as its run is finished."""
 
     def of(names: Iterable[str]) -> list[tuple[str, str]]:

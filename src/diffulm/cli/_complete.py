@@ -94,13 +94,34 @@ def values(config: Any, key: str, typed: str | None) -> list[str]:
     return [*models(), *found] if key == "model" else found
 
 
+def methods(ctx: typer.Context) -> list[str]:
+    from diffulm.options import ScoreOptions
+
+    if ctx.info_name != "eval":
+        return list(get_args(ScoreOptions.model_fields["method"].annotation))
+    from diffulm.recipes.evaluate import METHODS
+
+    return list(get_args(METHODS))
+
+
+def parts(incomplete: str) -> list[str]:
+    """Parts of the suite, after those that are there already: "lambada,ch" -> "lambada,choices"."""
+    from diffulm.recipes.evaluate import WHOLE, parts
+
+    before = incomplete[: incomplete.rfind(",") + 1]
+    return [before + name for name in ([] if before else [WHOLE]) + parts() if name not in before.split(",")]
+
+
 COMPLETIONS: dict[str, Callable[..., list[str]]] = {
     "model": models,
+    "parent": models,
+    "judge": models,
+    "suite": parts,
     "preset": presets,
     "settings": settings,
     "sampler": samplers,
     "dtype": dtypes,
-    "method": lambda: words("ScoreOptions", "method"),
+    "method": methods,
     "schedule": lambda: words("GenerateOptions", "schedule"),
     "cache": lambda: words("GenerateOptions", "cache"),
 }

@@ -56,7 +56,7 @@ def absent(task: str, metric: str, note: str, **more: Any) -> Cell:
 def mean_cell(task: str, metric: str, items: Sequence[float], **more: Any) -> Cell:
     """The mean of `items` and its standard error over them; absent where there are none."""
     if not items:
-        return absent(task, metric, "no questions", **more)
+        return absent(task, metric, more.pop("note", "") or "no questions", **more)
     return Cell(task, metric, statistics.fmean(items), error(items), len(items), items=tuple(items), **more)
 
 

@@ -72,14 +72,14 @@ def answers(
     """
     asked = [_Asked(subject, one, normalisation) for one in questions]
     waiting = [one for one in asked if not one.why]
-    rounds = max(1, draws // ROUND) if method == "bound" and risk > 0 else 1
+    rounds = max(1, draws // ROUND) if method == "bound" else 1
     each = draws if rounds == 1 else ROUND
     for number in range(rounds):
         requests = [request for one in waiting for request in one.requests(number)]
         found = iter(scoring.scores(subject.denoiser, requests, method, each, seed))
         for one in waiting:
             one.add([next(found) for _ in one.question.texts])
-        if number < rounds - 1:
+        if number < rounds - 1 and risk > 0:
             waiting = [one for one in waiting if not one.settled(risk / (rounds - 1))]
     return [one.answer(each if method in ("bound", "published") else 0) for one in asked]
 

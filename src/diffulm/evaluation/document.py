@@ -6,6 +6,7 @@ depends on how many texts were computed at once.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +24,7 @@ SETTINGS = (
     "temperature",
     "shots",
 )  # named in every cell, None where nothing has them
-CLOCK = {"seconds": "seconds", "per second": "per_second"}
+CLOCK = {"seconds": "seconds", "per second": "per_second", "a second": "per_second"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,10 @@ def _difference(variant: str, one: Measured, other: Measured) -> dict[str, Any] 
     """
     child, parent = one.cell, other.cell
     found = paired(child, parent)
-    if found is None or any(word in child.metric for word in CLOCK):
+    if found is None or child.value is None or any(word in child.metric for word in CLOCK):
         return None
+    if not math.isclose(statistics.fmean(child.items), child.value, rel_tol=1e-9, abs_tol=1e-12):
+        return None  # a figure that is no mean over questions (a perplexity) has another difference than they have
     (mean, stderr), p = found, None
     middle = mean
     if set(child.items) | set(parent.items) <= {0.0, 1.0}:

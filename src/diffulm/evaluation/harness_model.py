@@ -233,7 +233,7 @@ class DiffuLM(LM):
         found = []
         for one, result in zip(requests, results, strict=True):
             self.methods[str(one.task_name)] = method
-            self.scored[one.task_name, one.doc_id].append(result or {"why": "texts empty"})
+            self.scored[one.task_name, one.doc_id].append({"why": ""} | result if result else {"why": "texts empty"})
             found.append(-result["nats"] if result else 0.0)  # of no token nothing is to be predicted
             self.cache_hook.add_partial("loglikelihood_rolling", one.args, found[-1])
         return found

@@ -10,7 +10,8 @@ import re
 import textwrap
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffulm import filling
-from diffulm.canvas import Canvas
+from diffulm import canvas, filling
+from diffulm.canvas import Canvas, Hole
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.probe import evaluating
+from diffulm.evaluation.subject import Subject
 from diffulm.options import GenerateOptions
 from diffulm.randomness import key, uniform
 from diffulm.shapes import Int
@@ -133,12 +135,17 @@ def _canvas(task: Task) -> Canvas:
     return Canvas(torch.tensor(task.ids), (at < task.start) | (at >= task.stop), (), None)
 
 
-def continue_left(parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 0) -> Filled:
+def continue_left(
+    parent: Any, tasks: list[Task], best_of: int = 1, seed: int = 0, seeds: Sequence[int] | None = None
+) -> Filled:
     """Each hole by the AR parent: its greedy continuation of the left side; with best_of > 1 the best of that many draws
-    at temperature 1, by the parent's likelihood of the whole text with the right side in place."""
+    at temperature 1, by the parent's likelihood of the whole text with the right side in place. seeds: one for each hole,
+    so that its draws do not depend on the others."""
     started, done = time.perf_counter(), []
     with _drawing(parent, seed):
-        for task in tasks:
+        for number, task in enumerate(tasks):
+            if seeds is not None:
+                torch.manual_seed(seeds[number])
             out = _continued(parent, task, task.stop - task.start, best_of)
             right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(out), -1)
             whole = torch.cat([out, right], 1)
@@ -219,3 +226,99 @@ def parses(tokenizer: Any, filled: Filled) -> float:
 
 def tokens_per_second(tasks: list[Task], filled: Filled) -> float:
     return sum(task.stop - task.start for task in tasks) / max(filled.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A text with one hole, as text. What stands between two parts (a space, a newline) is part of one of them. key: names
+    it for its random numbers."""
+
+    key: str
+    before: str
+    middle: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model put into a blank; None where it could not be asked, for the reason `why`."""
+
+    text: str | None
+    why: str = ""
+    forwards: int = 0
+    """0 for a continuation."""
+    positions: int = 0
+    """Of a canvas."""
+
+
+def hidden(subject: Subject, blank: Blank) -> Task:
+    """A blank as ids: each part encoded as it stands there, BOS in front of the whole and nowhere else."""
+    lm, record = subject.lm, subject.lm.record
+    middle = canvas.encode(lm.tokenizer, blank.middle, inside=bool(blank.before))
+    parts = [blank.before, *([Hole(len(middle))] if middle else []), blank.after]
+    made = canvas.template(lm.tokenizer, record.bos_token_id, record.mask_token_id, parts)
+    start = next((span.start for span in made.spans if span.text is None), 0)
+    ids = made.ids.tolist()
+    return Task((*ids[:start], *middle, *ids[start + len(middle) :]), start, start + len(middle))
+
+
+def answers(
+    subject: Subject,
+    blanks: Sequence[Blank],
+    *,
+    hole: Hole | None = None,
+    best_of: int = 1,
+    steps: int = 64,
+    seed: int = 0,
+    batch_size: int = BATCH,
+) -> list[Answer]:
+    """Every blank filled: by a diffusion model, both sides in sight, in at most `steps` forwards, confidence order, the
+    likeliest token; by an AR model as in `continue_left`.
+
+    hole: of unknown length, at most so long (an AR model continues by as much); default as long as what stood there. A blank
+    in which nothing stood, or too long for the model, has no answer.
+    """
+    found = [hidden(subject, blank) for blank in blanks]
+    sizes = [_needed(task, hole, subject.autoregressive) for task in found]
+    whys = [
+        "empty" if not task.hidden else "beyond the context" if size > subject.context else ""
+        for task, size in zip(found, sizes, strict=True)
+    ]
+    asked = [(blank, task) for blank, task, why in zip(blanks, found, whys, strict=True) if not why]
+    seeds = [key(seed, blank.key) for blank, _ in asked]
+    if subject.autoregressive:
+        given = iter(_continuations(subject, [task for _, task in asked], hole, best_of, seeds))
+    else:
+        texts = [[one.before, hole or Hole(len(task.hidden)), one.after] for one, task in asked]
+        made = subject.lm.infill(
+            texts, seed=seeds, steps=steps, length_method="grow", batch_size=batch_size
+        ) if texts else []  # fmt: skip
+        given = iter([Answer(one.fills[0], "", one.forwards, len(one.ids)) for one in made])
+    return [Answer(None, why) if why else next(given) for why in whys]
+
+
+def _needed(task: Task, hole: Hole | None, one_sided: bool) -> int:
+    """Positions; of a canvas with the right side in place, wherever it is looked at or not, so that both are asked the same."""
+    if hole is None:
+        return len(task.ids)
+    return max(len(task.ids), (task.start if one_sided else len(task.ids) - len(task.hidden)) + hole.longest)
+
+
+def _continuations(
+    subject: Subject, tasks: list[Task], hole: Hole | None, best_of: int, seeds: list[int]
+) -> list[Answer]:
+    if hole:
+        tasks = [
+            Task((*one.ids[: one.start], *[0] * hole.longest), one.start, one.start + hole.longest) for one in tasks
+        ]
+    filled = continue_left(subject.lm.model, tasks, best_of, seeds=seeds)
+    first = len(subject.bos)
+    return [
+        Answer(canvas.continuation(subject.tokenizer, ids[first : task.start], ids[task.start : task.stop]))
+        for task, ids in zip(tasks, filled.ids, strict=True)
+    ]
+
+
+def missing(found: Sequence[Answer]) -> dict[str, int]:
+    """How many were not asked, by why."""
+    return dict(sorted(Counter(one.why for one in found if one.why).items()))

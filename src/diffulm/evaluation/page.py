@@ -93,8 +93,8 @@ def _panels(document: Row) -> list[str]:
     return [
         _panel("Accuracy, %", _accuracies(document), "Bars with 95% intervals; dashed: what guessing gets."),
         _panel("The order gap", _order_gap(document), ORDER_GAP),
-        *_lines(document, "generation", "steps", "denoising steps", GENERATION),
-        *_lines(document, "speed", "length", "tokens", SPEED),
+        *_lines(document, "generation", "steps", "steps", GENERATION),
+        *_lines(document, "speed", "positions", "positions of a text", SPEED),
     ]
 
 
@@ -144,10 +144,16 @@ def _lines(document: Row, part: str, key: str, x_label: str, how: str) -> list[s
         lines: dict[str, list[tuple[float, float]]] = {}
         for cell in swept:
             lines.setdefault(_series(cell), []).append((float(cell["settings"][key]), _value(cell)))
-        levels = {_series(cell): _value(cell) for cell in own if cell not in swept}
+        levels = {_level(cell): _value(cell) for cell in own if cell not in swept}
         ordered = [Line(name, sorted(points)) for name, points in lines.items()]
         made.append(_panel(metric, chart(x_label, ordered, levels, log="perplexity" in metric), how))
     return made
+
+
+def _level(cell: Row) -> str:
+    """What a line across is called: a text, or who wrote it from left to right."""
+    what = cell["task"].partition(", ")[2]
+    return what if what.startswith("text of") else f"{cell['model']}, {what}"
 
 
 def _value(cell: Row) -> float:

@@ -14,11 +14,13 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from diffulm.errors import BadInput, unknown
+from diffulm.evaluation import suite
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.data import NoData
 from diffulm.evaluation.document import Measured, Role, document, plain
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from diffulm.evaluation.trial import Trial
     from diffulm.training.run_folder import RunFolder
 
-SUITE = Path(__file__).parents[1] / "evaluation" / "suite"
 # As the columns of the paper's Table 1 come, then what it has in figures; a part that is not named here comes last.
 ORDER = (
     *("triviaqa", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
@@ -40,11 +41,12 @@ ORDER = (
 WHOLE = "paper"
 FREE_KEYS = ("out", "batch_size", "device")  # what may differ between two commands of the same evaluation
 DTYPES = Literal["float32", "bfloat16", "float16"]
+METHODS = Literal["left_to_right", "bound", "multi_order", "published"]
 
 
 def parts() -> list[str]:
-    """The parts of the suite, by file name, so that nothing has to be imported to know them."""
-    names = {path.stem for path in SUITE.glob("[!_]*.py")}
+    """The parts of the suite, by file name: nothing has to be imported to know them."""
+    names = {module.name for module in iter_modules(suite.__path__) if not module.name.startswith("_")}
     return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
@@ -82,7 +84,7 @@ class EvalConfig(Options):
     """Forwards of a generated text; None: as each part says."""
     shots: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Answered examples before a question; None: as each part says."""
-    method: Literal["left_to_right", "bound", "multi_order", "published"] | None = None
+    method: METHODS | None = None
     """How the diffusion model scores answers; None: exactly where that is cheaper."""
     judge: Name | None = None
     """The AR model that judges samples; None: the parent."""
@@ -148,11 +150,15 @@ def _plain(config: EvalConfig, *without: str) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(without))
 
 
+def _folder(config: EvalConfig) -> Path | None:
+    return None if config.data_dir is None else Path(config.data_dir).expanduser()
+
+
 def _check_tasks(config: EvalConfig) -> None:
     if config.tasks:
         from diffulm.evaluation import harness
 
-        harness.check(config.tasks, config.data_dir and Path(config.data_dir).expanduser())
+        harness.check(config.tasks, _folder(config))
 
 
 def _opened(config: EvalConfig) -> dict[str, "Subject"]:
@@ -252,7 +258,7 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
     from diffulm.evaluation.trial import Trial
     from diffulm.recipes.evaluation_progress import Overall
 
-    roles: list[Role] = [role for role in ("child", "parent") if role in subjects]
+    roles: list[Role] = ["child", "parent"] if "parent" in subjects else ["child"]
     units = [(part, role) for part in (*config.suite, *(["tasks"] if config.tasks else [])) for role in roles]
     measured: list[Measured] = []
     with Overall([f"{part}, {subjects[role].name}" for part, role in units]) as overall:
@@ -263,7 +269,7 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
                 subjects[role],
                 subjects.get("parent"),
                 subjects.get("judge", subjects.get("parent")),
-                None if config.data_dir is None else Path(config.data_dir).expanduser(),
+                _folder(config),
                 batch_size=config.batch_size,
                 journal=journal,
                 **_plain(
@@ -308,10 +314,7 @@ def _of_tasks(trial: "Trial", config: EvalConfig, role: Role, folder: "RunFolder
     """lm-eval's tasks; its own results go to a file beside ours."""
     from diffulm.evaluation import harness
 
-    try:
-        cells, results = harness.run(trial.subject, list(config.tasks), trial)
-    except NoData:
-        return [absent("tasks", "", "no data")]
+    cells, results = harness.run(trial.subject, config.tasks, trial)
     text = json.dumps(plain(results), indent=2, allow_nan=False, ensure_ascii=False)
     folder.write(f"lm-eval-{role}.json", text + "\n")
     return cells

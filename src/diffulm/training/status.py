@@ -20,7 +20,7 @@ class Status:
         self.bar: Progress | None = None
         self.printed, self.narrow = 0.0, False
 
-    def begin(self, total: float, completed: float = 0, *columns: ProgressColumn) -> None:
+    def begin(self, total: float, completed: int = 0, *columns: ProgressColumn) -> None:
         """Draw the bar, where there is a terminal for it. columns: what stands behind the text."""
         console = self.console
         if not console.is_terminal or console.is_dumb_terminal or console.no_color:

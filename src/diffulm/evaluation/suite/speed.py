@@ -7,6 +7,7 @@ text does not matter, so EOS ends none.
 
 import statistics
 import time
+import warnings
 from functools import partial
 
 import torch
@@ -80,9 +81,10 @@ def generated(subject: Subject, how: dict) -> list[int]:
     ids = torch.tensor([subject.bos], device=subject.denoiser.device)
     new = how["positions"] - ids.shape[1]
     end = subject.tokenizer.eos_token_id
-    with evaluating(subject.lm.model):
+    with evaluating(subject.lm.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # generate warns of settings in a model's own file
         out = subject.lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new, max_new_tokens=new,
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1, min_new_tokens=new, max_new_tokens=new,
             pad_token_id=0 if end is None else end,
         )  # fmt: skip
     return out[0].tolist()
