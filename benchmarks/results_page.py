@@ -5,8 +5,7 @@ python benchmarks/results_page.py            # from the committed file, without 
 
 import json
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def losses(report: Report, kind: str) -> str:
     for name, found in report["losses"][kind].items():
         cells = [plus_minus(found.get(reading)) for reading in ("autoregressive", "left_to_right", "bound")]
         rows.append([name, *cells, f"{found['draws']:.3f}" if found["draws"] else ""])
-    return table(["model", "AR reading", "left to right", "bound", "of that, draws"], rows)
+    return table(["model", "AR reading", "left to right", "any-order bound", "error of its draws"], rows)
 
 
 def differences(report: Report, kind: str) -> str:
@@ -79,19 +78,25 @@ def orders(report: Report) -> str:
     return table(["model", *titles, "left to right − parent", "bound − left to right"], rows)
 
 
-def samples(report: Report, key: str, percent: bool = False) -> str:
-    def told(value: float) -> str:
-        return f"{value:.0%}" if percent else f"{math.exp(value):.0f}" if key == "nats" else f"{value:.2f}"
-
+def samples(report: Report, told: Callable[[dict[str, Any]], str]) -> str:
     steps = sorted({one["steps"] for found in report["sampled"].values() for one in found if "steps" in one})
     rows = []
     for name, found in report["sampled"].items():
+        if "steps" not in found[0]:
+            rows += [[f"{name}: {one['sampler']}", *[""] * (len(steps) - 1), told(one)] for one in found]
+            continue
         for sampler in dict.fromkeys(one["sampler"] for one in found):
-            mine = {one.get("steps"): one[key][0] for one in found if one["sampler"] == sampler}
-            last = [told(mine[None]) if None in mine else ""]
-            title = sampler.replace("_", " ")
-            rows.append([f"{name}: {title}", *(told(mine[n]) if n in mine else "" for n in steps), *last])
-    return table(["model: sampler, steps", *map(str, steps), "not in steps"], rows)
+            mine = {one["steps"]: told(one) for one in found if one["sampler"] == sampler}
+            rows.append([f"{name}: {sampler.replace('_', ' ')}", *(mine[n] for n in steps)])
+    return table(["model: sampler; steps for 127 tokens", *map(str, steps)], rows)
+
+
+def likely(one: dict[str, Any]) -> str:
+    return f"{math.exp(one['nats'][0]):.3g} / {one['entropy'][0]:.2f}"
+
+
+def varied(one: dict[str, Any]) -> str:
+    return f"{one['distinct_2'][0]:.2f} / {one['repeated_4'][0]:.0%}"
 
 
 def holes(report: Report) -> str:
@@ -154,10 +159,8 @@ def tables(report: Report) -> dict[str, str]:
         "differences pocket": differences(report, "pocket"),
         "pairs": pairs(report),
         "orders": orders(report),
-        "samples perplexity": samples(report, "nats"),
-        "samples entropy": samples(report, "entropy"),
-        "samples repeated": samples(report, "repeated_4", percent=True),
-        "samples distinct": samples(report, "distinct_2", percent=True),
+        "samples likely": samples(report, likely),
+        "samples varied": samples(report, varied),
         "holes": holes(report),
         "law points": points(report),
         "law fits": fits(report),
@@ -169,11 +172,11 @@ def tables(report: Report) -> dict[str, str]:
 def refreshed(page: str, report: Report) -> str:
     """The page with the tables of this report between its markers."""
     for name, text in tables(report).items():
-        begin, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        parts = re.split(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", page, flags=re.DOTALL)
-        if len(parts) != 2:
-            raise SystemExit(f"{PAGE}: should hold once the marker {begin}")
-        page = text.join(parts)
+        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        before, found, rest = page.partition(begin)
+        if not found or end not in rest:
+            raise SystemExit(f"{PAGE}: should hold the marker {begin.strip()}, and {end} below it")
+        page = f"{before}{begin}{text}\n{rest[rest.index(end) :]}"
     return page
 
 

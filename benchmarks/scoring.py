@@ -92,7 +92,8 @@ def measured(subject: Subject, documents: list[dict], name: str, pairs: int) -> 
     flat = [request for one in asked for request in one]
     wanted = error(subject, asked, "published", LEVELS)
     enough = next((n for n in DRAWS if error(subject, asked, "bound", n) <= wanted), DRAWS[-1])
-    method = choices.method_for(subject, questions, LEVELS)
+    texts = [choice for one in questions for _, choice, _ in one.texts]
+    method = choices.method_for(subject, texts, LEVELS)
     sides: dict[str, Callable[[], Any]] = {
         "published": lambda: published(subject, flat, 1),
         "batched": lambda: published(subject, flat, 2048 // 64),

@@ -1,6 +1,7 @@
 """`diffulm eval`: what is asked and refused, one table with errors, a document that repeats itself, going on where it was."""
 
 import functools
+import io
 import json
 import math
 import re
@@ -136,7 +137,7 @@ def test_one_table_with_errors(made_up, run):
 def test_on_a_narrow_terminal_and_a_wide_one(made_up):
     found = evaluate.run(evaluate.EvalConfig(model="pocket", parent="pocket-ar", suite="paper", out="out"))
     for width in (40, 60, 80, 200):
-        console = Console(width=width, record=True, file=open("/dev/null", "w"), force_terminal=False)  # noqa: SIM115
+        console = Console(width=width, record=True, file=io.StringIO())
         table.show(found, console)
         drawn = console.export_text()
         assert max(map(len, drawn.splitlines())) <= width
@@ -272,7 +273,7 @@ def test_no_tokenizer(made_up, run, here):
 
 
 def test_a_suite_that_cannot_be_measured_at_all(made_up, run):
-    code, out, err = run("eval", "pocket", "--suite", "lambada", "--out", "out")
+    code, out, _ = run("eval", "pocket", "--suite", "lambada", "--out", "out")
     assert code == 0 and "no field 'label'" in out, "a cell says why"
 
 

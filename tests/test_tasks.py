@@ -15,7 +15,7 @@ FOUR = ["He ran.", "He fell.", "He cried.", "He rose."]
 EXAMPLES = {
     "hellaswag": (
         {"ctx": "Tango: A band plays. They", "endings": ["sing.", "go."], "label": 1},
-        {"activity_label": "Tango", "ctx_a": "A band [title]  plays.", "ctx_b": "they", "label": "1",
+        {"activity_label": "Tango", "ctx_a": "A band [step] plays.", "ctx_b": "they", "label": "1",
          "endings": ["[substeps]sing.", "go."]},
         {"context": "Tango: A band plays. They", "choices": [" sing.", " go."], "label": 1},
     ),

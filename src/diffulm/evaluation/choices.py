@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diffulm import bounds, randomness, scoring
+from diffulm.canvas import encode
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.journal import Journal
 from diffulm.evaluation.subject import Subject
@@ -49,12 +50,15 @@ class Answer:
     why: str = ""
 
 
-def method_for(subject: Subject, questions: Sequence[Question], draws: int) -> Method:
-    """Left to right where that is cheaper than `draws` draws, as it is for short answers; a parent reads as it does."""
+def method_for(subject: Subject, texts: Sequence[str], draws: int, asked: Method | None = None) -> Method:
+    """What is `asked`; else left to right where that is cheaper than `draws` draws of the bound, as it is for short answers.
+    A parent reads as it does."""
     if subject.autoregressive:
         return "autoregressive"
-    lengths = [len(subject.tokenizer(choice)["input_ids"]) for one in questions[:100] for _, choice, _ in one.texts]
-    return "left_to_right" if statistics.fmean(lengths) <= draws else "bound"
+    if asked is not None:
+        return asked
+    lengths = [len(encode(subject.tokenizer, one)) for one in texts]
+    return "left_to_right" if sum(lengths) <= draws * len(lengths) else "bound"
 
 
 def answers(

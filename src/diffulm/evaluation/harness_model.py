@@ -9,7 +9,7 @@ Log-likelihoods are those of `diffulm.scoring`, documents are read as in `rollin
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import fields
 from typing import Any, get_args
@@ -20,6 +20,7 @@ from diffulm import randomness, scoring
 from diffulm.canvas import encode
 from diffulm.errors import BadInput, unknown
 from diffulm.evaluation import rolling
+from diffulm.evaluation.choices import method_for
 from diffulm.evaluation.journal import Journal
 from diffulm.evaluation.subject import Subject, opened
 from diffulm.scoring import Method, Request, Scored
@@ -159,7 +160,9 @@ class DiffuLM(LM):
         return found
 
     def _likelihoods(self, task: str, requests: list[Instance]) -> list[dict[str, Any]]:
-        method = self.methods[task] = self._method([str(one.args[1]) for one in requests])
+        method = self.methods[task] = method_for(
+            self.subject, [str(one.args[1]) for one in requests], self.draws, self.method
+        )
         items = [(one.args[0], one.args[1], _key(one)) for one in requests]
         results = self._mapped(items, method)
         if method in ("left_to_right", "autoregressive"):
@@ -181,12 +184,6 @@ class DiffuLM(LM):
     def _map(self, name: str, items: list[Any], run: Callable[[list[Any]], list[Any]], together: int) -> list[Any]:
         with redirect_stderr(self.screen):
             return self.journal.map(name, items, run, together)
-
-    def _method(self, texts: Sequence[str]) -> Method:
-        if self.subject.autoregressive:
-            return "autoregressive"
-        lengths = [len(encode(self.tokenizer, text)) for text in texts[:256]]
-        return self.method or ("left_to_right" if sum(lengths) <= self.draws * len(lengths) else "bound")
 
     def _asked(self, group: list[tuple[str, str, int]], method: Method) -> list[dict[str, Any]]:
         made = [self._request(*one) for one in group]

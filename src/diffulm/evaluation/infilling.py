@@ -147,7 +147,7 @@ def continue_left(
             if seeds is not None:
                 torch.manual_seed(seeds[number])
             out = _continued(parent, task, task.stop - task.start, best_of)
-            right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(out), -1)
+            right = torch.tensor([task.ids[task.stop :]], dtype=torch.int64, device=parent.device).expand(len(out), -1)
             whole = torch.cat([out, right], 1)
             best = int(_nats(parent, whole).argmin()) if best_of > 1 else 0
             done.append(tuple(whole[best].tolist()))
@@ -164,7 +164,9 @@ def continue_left_freely(parent: Any, tasks: list[Task], longest: int, best_of: 
             found: list[tuple[float, tuple[int, ...]]] = []
             for size in range(1, longest + 1):
                 ended = drawn[:, : task.start + size].unique(dim=0)
-                right = torch.tensor([task.ids[task.stop :]], device=parent.device).expand(len(ended), -1)
+                right = torch.tensor([task.ids[task.stop :]], dtype=torch.int64, device=parent.device).expand(
+                    len(ended), -1
+                )
                 whole = torch.cat([ended, right], 1)
                 found += zip(_nats(parent, whole).tolist(), map(tuple, whole.tolist()), strict=True)
             done.append(min(found)[1])

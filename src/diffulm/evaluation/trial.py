@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffulm.evaluation.journal import Journal
 from diffulm.evaluation.subject import Subject
+from diffulm.scoring import Method
 
 
 @dataclass
@@ -26,6 +27,6 @@ class Trial:
     draws: int = 32
     steps: int | None = None
     shots: int | None = None
-    method: str | None = None
+    method: Method | None = None
     batch_size: int = 16
     journal: Journal = field(default_factory=Journal)

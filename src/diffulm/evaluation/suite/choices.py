@@ -30,7 +30,8 @@ def _cells(trial: Trial, name: str) -> list[Cell]:
 def _cell(trial: Trial, name: str, documents: list[Document], normalisation: str, inside: bool = False) -> Cell:
     """inside: the choice is scored where it stands, the text on both sides in sight; only a model that fills holes can."""
     questions = [question(name, number, one, inside) for number, one in enumerate(documents)]
-    method = method_for(trial.subject, questions, trial.draws)
+    texts = [choice for one in questions for _, choice, _ in one.texts]
+    method = method_for(trial.subject, texts, trial.draws, trial.method)
     found = journaled(
         trial.journal,
         name,
@@ -42,8 +43,10 @@ def _cell(trial: Trial, name: str, documents: list[Document], normalisation: str
         normalisation=normalisation,
     )
     settings = {"method": method, "shots": 0, "seed": trial.seed}
+    if method in ("bound", "published"):
+        settings["draws"] = trial.draws
     if method == "bound":
-        settings |= {"draws": trial.draws, "risk_of_stopping_early": RISK}
+        settings["risk_of_stopping_early"] = RISK
     length = "none" if trial.subject.autoregressive else "oracle"
     chance = 1 / len(documents[0]["choices"])
     task = f"{name}, option given both sides" if inside else name

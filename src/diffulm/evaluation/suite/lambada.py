@@ -1,5 +1,7 @@
 """LAMBADA: the last word of a passage, right when every token of it is the likeliest in its place, left to right."""
 
+from dataclasses import replace
+
 from diffulm import scoring
 from diffulm.evaluation import tasks
 from diffulm.evaluation.cells import Cell, mean_cell
@@ -26,20 +28,13 @@ def run(trial: Trial) -> list[Cell]:
     questions = [(n, one["context"], one["continuation"]) for n, one in enumerate(documents)]
     kept = trial.journal.map(f"lambada of {subject.name}, {method}", questions, ask)
     rows = [row for row in kept if row is not None]
+    counts = {"contexts cut": sum(row[3] > 0 for row in rows), "not askable": len(kept) - len(rows)}
     more = {
         "length": "none" if subject.autoregressive else "oracle",
+        "monte_carlo": 0.0,
         "settings": {"method": method, "shots": 0},
-        "counts": {
-            name: count
-            for name, count in {
-                "contexts cut": sum(row[3] > 0 for row in rows),
-                "not askable": len(kept) - len(rows),
-            }.items()
-            if count
-        },
+        "counts": {name: count for name, count in counts.items() if count},
     }
-    hits = mean_cell("lambada", "accuracy", [row[0] for row in rows], monte_carlo=0.0, **more)
-    if hits.value is not None:
-        hits = type(hits)(**{**vars(hits), "stderr": share_error(sum(hits.items), hits.count)})
-    nats = mean_cell("lambada", "nats a word", [row[1] for row in rows], monte_carlo=0.0, better="lower", **more)
-    return [hits, nats]
+    hits = mean_cell("lambada", "accuracy", [row[0] for row in rows], **more)
+    hits = replace(hits, stderr=share_error(sum(hits.items), hits.count) if rows else None)
+    return [hits, mean_cell("lambada", "nats a word", [row[1] for row in rows], better="lower", **more)]
