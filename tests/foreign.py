@@ -180,7 +180,7 @@ def foreign(folder: Path, layout: str, words: bool = True, **config: Any) -> Pat
     folder.mkdir()
     told = dict(CONFIGS[layout][0])
     for key, value in config.items():
-        told[key] = told[key] | value if isinstance(value, dict) and key in told else value
+        told[key] = told[key] | value if isinstance(told.get(key), dict) else value
     if words:
         named = {"special": ("<mask>",), "mask_token": "<mask>"} if layout in ("A2D", "Fast-dLLM v2") else {}
         tokenizer(**named).save_pretrained(folder)

@@ -26,7 +26,7 @@ LAYERS = {
     9: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-PLUG_INS = ("samplers", "families", "cli")
+PLUG_INS = ("samplers", "families", "cli", "evaluation.suite")
 # Pure maths: importable and readable without the Hugging Face libraries.
 TORCH_AT_MOST = {name for name, layer in LAYER.items() if layer == 0} | {"canvas", "samplers"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "rich.live")
@@ -87,15 +87,8 @@ def objections(module: str, source: str, is_package: bool = False) -> list[str]:
         face = other == "__init__" and top == "cli"
         if LAYER[other.split(".")[0]] > LAYER[top] and not face:
             found.append(f"{where} imports {name}, which is above it")
-        mine, theirs = module.split("."), other.split(".")
-        plug_in = len(mine) == 2 and mine[0] in PLUG_INS and not mine[1].startswith("_")
-        if (
-            plug_in
-            and len(theirs) == 2
-            and theirs[0] == mine[0]
-            and theirs[1] not in (mine[1],)
-            and theirs[1][0] != "_"
-        ):
+        (package, _, mine), (theirs, _, name_there) = module.rpartition("."), other.rpartition(".")
+        if package in PLUG_INS and theirs == package and mine != name_there and "_" not in (mine[0], name_there[0]):
             found.append(f"{where} imports its neighbour {name}; what they share goes to a helper with an underscore")
     return found
 

@@ -38,7 +38,7 @@ def run(trial):
         with log.open("a") as file:
             for one in group:
                 print(trial.subject.name, one, file=file)
-        if (stop := Path(__file__).with_name("stop")).exists() and len(log.read_text().splitlines()) == 3:
+        if (stop := Path(__file__).with_name("stop")).exists() and len(log.read_text().splitlines()) >= 3:
             stop.unlink()
             raise KeyboardInterrupt
         return [float(one % 2 == 0 or parent) for one in group]
@@ -346,7 +346,7 @@ def test_the_paper_s_rows():
 def test_intervals():
     none = Cell("t", "accuracy", 0.0, 0.1, 10, items=(0.0,) * 10)
     low, high = interval(none) or (1, 0)
-    assert low == 0 and high == pytest.approx(0.2775, abs=1e-4), "Wilson's of 0 in 10"
+    assert (low, high) == pytest.approx((0, 0.2775), abs=1e-4), "Wilson's of 0 in 10"
     half = Cell("t", "accuracy", 0.5, 0.1, 10, items=(0.0, 1.0) * 5)
     drawn = Cell("t", "accuracy", 0.5, 0.1, 10, items=(0.0, 1.0) * 5, monte_carlo=0.2)
     assert (interval(drawn) or (1,))[0] < (interval(half) or (0,))[0], "draws make it wider"

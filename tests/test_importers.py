@@ -6,6 +6,7 @@ files, commits and differences. What was learned there is frozen here without th
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from diffulm import visibility
 from diffulm.checkpoint.files import read_config
 from diffulm.checkpoint.load import load
-from diffulm.cli import main
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.cache import cacheable
 from diffulm.denoiser.dit import noise_level
@@ -22,7 +22,8 @@ from diffulm.denoiser.tile import tiled
 from diffulm.lm import load as load_lm
 from diffulm.recipes.convert import export, import_checkpoint
 from foreign import BLOCK, CONFIGS, MASK, dit_tensors, foreign, neox_logits, plain_model
-from models import bad
+from layouts import TEXT, byte_pairs
+from models import VOCABULARY, bad
 
 PLAIN = [layout for layout, (_, made) in CONFIGS.items() if made is not None]
 SHIFT, BLOCKS = ("Dream", "Fast-dLLM v2"), ("SDAR", "Fast-dLLM v2")
@@ -138,8 +139,9 @@ def test_what_is_imported_can_be_saved_again(imported, tmp_path):
     lm.save(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "again")[0].rows(masked_ids()), lm.denoiser.rows(masked_ids()))
-    why = "has no shift" if layout in ("LLaDA",) else "fills block by block|no released layout is known"
-    with bad(why + "|no released layout"):
+    with bad(
+        "has no shift; the published code" if layout == "LLaDA" else "no released layout is known of the model type"
+    ):
         export(str(folder), tmp_path / "out")
 
 
@@ -149,23 +151,23 @@ def test_nothing_else_takes_them_for_a_parent(imported):
         adopt(str(source))
 
 
-def test_the_command_says_what_it_found(tmp_path, capsys):
+def test_the_command_says_what_it_found(tmp_path, run):
     source = foreign(tmp_path / "a2d", "A2D")
-    assert main(["import", str(source), str(tmp_path / "ours")]) == 0
-    said = capsys.readouterr().out
-    assert "A2D" in said and "give --block-size" in said
-    assert main(["import", str(source), str(tmp_path / "blocks"), "--block-size", "4", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    code, said, _ = run("import", str(source), str(tmp_path / "ours"))
+    assert code == 0 and re.search(r"layout +A2D", said) and "give --block-size" in said
+    code, said, _ = run("import", str(source), str(tmp_path / "blocks"), "--block-size", "4", "--json")
+    told = json.loads(said)
+    assert code == 0
     assert (told["layout"], told["attention"], told["shift"], told["notes"]) == ("A2D", "blocks of 4", False, [])
     assert not load_lm(tmp_path / "blocks").record.infills
-    assert main(["import", str(source), str(tmp_path / "none"), "--block-size", "0"]) == 2
-    assert "positive block_size" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    code, _, line = run("import", str(source), str(tmp_path / "none"), "--block-size", "0")
+    assert code == 2 and "positive block_size" in line and not (tmp_path / "none").exists()
 
 
 def test_inspect_knows_them(tmp_path, run):
-    found = run("inspect", str(foreign(tmp_path / "llada", "LLaDA")), "--json")
-    told = json.loads(found.stdout)
-    assert (found.code, told["kind"], told["mask_token_id"]) == (0, "diffusion", MASK)
+    code, said, _ = run("inspect", str(foreign(tmp_path / "llada", "LLaDA")), "--json")
+    told = json.loads(said)
+    assert (code, told["kind"], told["mask_token_id"]) == (0, "diffusion", MASK)
 
 
 # --- what does not fit ---
@@ -215,12 +217,12 @@ def test_tensors_are_named_as_in_the_file(layout, name, tmp_path):
         load(source)
 
 
-def test_pickled_weights_are_not_read(tmp_path, capsys):
+def test_pickled_weights_are_not_read(tmp_path, run):
     for layout in ("MDLM", "SEDD"):
         source = foreign(tmp_path / layout, layout)
         (source / "model.safetensors").rename(source / "pytorch_model.bin")
-        assert main(["import", str(source), str(tmp_path / "ours")]) == 2
-        assert "pytorch_model.bin is pickled, which is never read; convert it to safetensors" in capsys.readouterr().err
+        code, _, line = run("import", str(source), str(tmp_path / "ours"))
+        assert code == 2 and "pytorch_model.bin is pickled, which is never read; convert it to safetensors" in line
 
 
 def test_without_a_tokenizer(tmp_path):
@@ -230,3 +232,13 @@ def test_without_a_tokenizer(tmp_path):
     assert load(tmp_path / "ours")[0].record.bos_token_id is None
     with bad("neither its tokenizer nor its family says which token is the mask"):
         load(foreign(tmp_path / "a2d", "A2D", words=False))
+
+
+def test_a_tokenizer_of_their_own_class(tmp_path):
+    """Dream's folder has the files of GPT-2's kind of tokenizer, and a class that would need its code."""
+    source = foreign(tmp_path / "theirs", "Dream", words=False, vocab_size=VOCABULARY)
+    byte_pairs(source, tokenizer_class="DreamTokenizer", auto_map={"AutoTokenizer": ["tokenization_dream.X", None]})
+    notes = import_checkpoint(str(source), tmp_path / "ours", bos_token_id=1)["notes"]
+    assert any("it was read as a Qwen2Tokenizer" in note for note in notes)
+    words = load(tmp_path / "ours")[1]
+    assert words.decode(words(TEXT)["input_ids"]) == TEXT

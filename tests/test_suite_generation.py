@@ -202,6 +202,14 @@ def test_where_shots_have_no_room_fewer_are_shown_and_nothing_is_cut(folder):
     assert (few.settings["shots"], few.settings["shots_used"]) == (4, 2.0)
     assert {prompt.count("Answer:") for prompt in tight.prompts if "w6" in prompt} == {3}
     assert "contexts cut" not in few.counts
+    assert few.note == ""
+
+
+def test_a_context_that_is_cut_is_counted_and_said(folder, child):
+    question = {"question": "w5 " * CONTEXT, "answer": "Animal1", "aliases": []}
+    (folder / "triviaqa.jsonl").write_text(f"{json.dumps(question)}\n{json.dumps(TRIVIA[0])}\n")
+    for cell in triviaqa.run(Trial(child, data=folder, steps=1)):
+        assert (cell.count, cell.counts, cell.note) == (2, {"contexts cut": 1}, "1 of 2 contexts cut on the left")
 
 
 def test_three_draws_are_made_once_for_vote_and_hit(folder):
@@ -217,6 +225,8 @@ def test_three_draws_are_made_once_for_vote_and_hit(folder):
     assert cells["mawps, self-consistency of 3", "accuracy"].value == 0
     assert cells["mawps, hit@3", "accuracy"].value == 1
     assert cells["mawps, zero-shot", "accuracy"].value == 0
+    chance = {way: cells[f"satmath, {way}", "accuracy"].settings["chance"] for way in ("few-shot", "hit@3")}
+    assert chance == {"few-shot": 0.25, "hit@3": pytest.approx(1 - 0.75**3)}
 
 
 def test_keys_name_task_and_row_and_not_the_place_in_a_batch(folder):
@@ -418,13 +428,14 @@ def test_unconditional_samples_follow_their_own_seeds(child):
 
 def test_clock_readings_are_marked_as_seconds_and_lengths_beyond_the_context_as_such(child, parent, monkeypatch):
     runs = []
+    monkeypatch.setattr(speed, "REPEATS", 1)
     filled, generated = speed.filled, speed.generated
     monkeypatch.setattr(speed, "filled", lambda *given: runs.append(filled(*given)))
     monkeypatch.setattr(speed, "generated", lambda *given: runs.append(generated(*given)))
     for subject in (child, parent):
         runs.clear()
         cells = speed.run(Trial(subject, limit=1))
-        assert [len(one) for one in runs] == [n for n in (16, 32, 64) for _ in range(speed.REPEATS + 1)]
+        assert [len(one) for one in runs] == [n for n in (16, 32, 64) for _ in range(2)]
         done, beyond = cells[:3], cells[3:]
         assert all("seconds" in cell.metric and cell.value > 0 and not cell.items for cell in cells[:3])
         assert [cell.settings["positions"] for cell in done] == [16, 32, 64]

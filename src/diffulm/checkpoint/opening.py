@@ -233,15 +233,17 @@ def stored_dtype(place: Path | str) -> torch.dtype | None:
     return STORED.get(found.pop()) if len(found) == 1 else None
 
 
-def open_tokenizer(place: Path | str) -> Any:
-    """The tokenizer of a folder or hub id; None when a folder has none. BadInput when it is damaged."""
+def open_tokenizer(place: Path | str, config: Any = None) -> Any:
+    """The tokenizer of a folder or hub id; None when a folder has none. config: of the model, where transformers does not
+    know that of the folder. BadInput when it is damaged."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if isinstance(place, Path) and not any((place / name).exists() for name in names):
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **_from_hub(place))
+        options = _from_hub(place) if config is None else {"config": config}
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         reason = (isinstance(place, Path) and _broken(place)) or first_line(error)
         raise BadInput(f"{place}: its tokenizer cannot be opened ({reason}); copy its files again") from None

@@ -214,12 +214,12 @@ def build(found: Plan, dtype: torch.dtype | None) -> Any:
 
 def open_released_tokenizer(place: Path, config: dict[str, Any]) -> tuple[Any, bool]:
     """(the folder's tokenizer or None, whether it is the family's own BPE because its class is unknown to transformers)."""
+    theirs = foreign(place, config)
     try:
-        return open_tokenizer(place), False
+        return open_tokenizer(place, decoder_of(place, config) if theirs else None), False
     except BadInput:
         import transformers
 
-        theirs = foreign(place, config)
         family = families.of(str(config.get("model_type", "")))
         known = theirs.tokenizer if theirs is not None else getattr(family, "TOKENIZER", "")
         fallback = getattr(transformers, known, None)

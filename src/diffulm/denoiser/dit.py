@@ -27,15 +27,21 @@ class DiTConfig(PreTrainedConfig):
 
     model_type = MODEL_TYPE
 
-    vocab_size: int = 50258
-    hidden_size: int = 768
-    condition_size: int = 128
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 1024
-    initializer_range: float = 0.02
-    noise_token_id: int | None = None
-    tie_word_embeddings: bool = False
+    def __init__(
+        self,
+        vocab_size: int = 50258,
+        hidden_size: int = 768,
+        condition_size: int = 128,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        max_position_embeddings: int = 1024,
+        noise_token_id: int | None = None,
+        **more: Any,
+    ) -> None:
+        self.vocab_size, self.hidden_size, self.condition_size = vocab_size, hidden_size, condition_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.max_position_embeddings, self.noise_token_id = max_position_embeddings, noise_token_id
+        super().__init__(**{"tie_word_embeddings": False} | more)
 
 
 def noise_level(ids: Tensor, visible: Tensor | None, mask_token_id: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal

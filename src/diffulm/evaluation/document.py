@@ -16,14 +16,8 @@ from diffulm.evaluation.cells import NORMAL_95, Cell, paired
 
 Role = Literal["child", "parent"]
 LEFT_OUT = ("memory", "batch_size")  # settings and counts with such a word in their name
-SETTINGS = (
-    "method",
-    "order",
-    "steps",
-    "draws",
-    "temperature",
-    "shots",
-)  # named in every cell, None where nothing has them
+SETTINGS = ("method", "order", "steps", "draws", "temperature", "shots")  # in every cell, None where it has none
+ORDERS = {"left_to_right": "left to right", "autoregressive": "left to right", "bound": "any", "published": "any"}
 CLOCK = {"seconds": "seconds", "per second": "per_second", "a second": "per_second"}
 
 
@@ -51,6 +45,8 @@ def _row(one: Measured, variant: str, run: Mapping[str, Any]) -> dict[str, Any]:
     cell = one.cell
     settings = dict.fromkeys(SETTINGS) | {"seed": run["seed"], "precision": run["precision"][one.role]}
     settings |= {"length": cell.length, "normalisation": cell.normalisation} | _told(cell.settings)
+    method = settings["method"] or ("autoregressive" if one.role == "parent" else "")
+    settings["order"] = settings["order"] or settings.get("sampler") or ORDERS.get(method)
     settings |= {"versions": run["versions"], "command": run["command"][one.part]}
     figures = {"stderr": cell.stderr, "interval": interval(cell), "monte_carlo": cell.monte_carlo, "items": cell.items}
     clock = next((key for word, key in CLOCK.items() if word in cell.metric), None)

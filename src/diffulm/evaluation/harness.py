@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffulm.checkpoint.opening import first_line
-from diffulm.errors import BadInput, unknown
+from diffulm.errors import BadInput, nearest, shown
 from diffulm.evaluation import harness_results
 from diffulm.evaluation import tasks as own
 from diffulm.evaluation.cells import Cell, absent
@@ -78,7 +78,9 @@ def _entries(manager: TaskManager, names: Sequence[str]) -> list[str]:
     for name in names:
         matched = [name] if name.endswith(".yaml") and Path(name).is_file() else manager.match_tasks([name])
         if not matched:
-            raise unknown("task", name, manager.all_tasks)
+            near = nearest(name, manager.all_tasks)
+            hint = f"did you mean {near!r}?" if near else "`lm-eval ls tasks` lists those of lm-eval"
+            raise BadInput(f"unknown task {shown(name)}; {hint}")
         found |= dict.fromkeys(matched)
     return list(found)
 

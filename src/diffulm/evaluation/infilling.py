@@ -147,8 +147,7 @@ def continue_left(
             if seeds is not None:
                 torch.manual_seed(seeds[number])
             out = _continued(parent, task, task.stop - task.start, best_of)
-            right = torch.tensor([task.ids[task.stop :]], dtype=torch.int64, device=parent.device).expand(len(out), -1)
-            whole = torch.cat([out, right], 1)
+            whole = _with_right(task, out)
             best = int(_nats(parent, whole).argmin()) if best_of > 1 else 0
             done.append(tuple(whole[best].tolist()))
     return Filled(done, time.perf_counter() - started)
@@ -163,11 +162,7 @@ def continue_left_freely(parent: Any, tasks: list[Task], longest: int, best_of: 
             drawn = torch.cat([_continued(parent, task, longest, n) for n in (1, best_of)])
             found: list[tuple[float, tuple[int, ...]]] = []
             for size in range(1, longest + 1):
-                ended = drawn[:, : task.start + size].unique(dim=0)
-                right = torch.tensor([task.ids[task.stop :]], dtype=torch.int64, device=parent.device).expand(
-                    len(ended), -1
-                )
-                whole = torch.cat([ended, right], 1)
+                whole = _with_right(task, drawn[:, : task.start + size].unique(dim=0))
                 found += zip(_nats(parent, whole).tolist(), map(tuple, whole.tolist()), strict=True)
             done.append(min(found)[1])
     return Filled(done, time.perf_counter() - started)
@@ -193,6 +188,12 @@ def _continued(parent: Any, task: Task, size: int, draws: int) -> Tensor:
         pad_token_id=0,
         **drawing,
     )
+
+
+def _with_right(task: Task, left: Tensor) -> Tensor:
+    """Rows (B, l) with what stands to the right of the hole behind each."""
+    right = torch.tensor([task.ids[task.stop :]], dtype=torch.int64, device=left.device)
+    return torch.cat([left, right.expand(len(left), -1)], 1)
 
 
 def _nats(parent: Any, rows: Tensor) -> Tensor:
@@ -324,3 +325,16 @@ def _continuations(
 def missing(found: Sequence[Answer]) -> dict[str, int]:
     """How many were not asked, by why."""
     return dict(sorted(Counter(one.why for one in found if one.why).items()))
+
+
+def cost(found: Sequence[Answer]) -> dict[str, float]:
+    """Forwards a blank, and positions that went through them."""
+    asked = [one for one in found if one.forwards]
+    return {
+        name: round(sum(each) / len(each), 1)
+        for name, each in {
+            "forwards_each": [one.forwards for one in asked],
+            "positions_each": [one.forwards * one.positions for one in asked],
+        }.items()
+        if each
+    }

@@ -171,7 +171,7 @@ def _one_parent_for_all(by: dict[tuple[str, ...], dict[str, Row]]) -> None:
         alike = [other for other in by if other[:3] == key[:3] and other != key]
         if alike and all(list(by[other]) == ["child"] for other in alike):
             for other in alike:
-                by[other]["parent"] = by[key]
+                by[other]["parent"] = by[key]["parent"]
             del by[key]
 
 

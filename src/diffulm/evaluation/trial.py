@@ -14,8 +14,8 @@ class Trial:
 
     subject: whom to ask. parent: its AR parent, where one is given (the subject itself may be one). judge: the AR model that
     judges samples, by default the parent. data: the folder of files, None for the hub. limit: rows of each task, samples of
-    each generative part; None: all. draws: of a bound. steps: forwards of a generated text, None: as the part says. method: how a
-    diffusion model scores answers, None: as the part says.
+    each generative part; None: all. draws: of a bound. steps: forwards of a generated text, None: as the part says. method:
+    how a diffusion model scores answers, None: as the part says.
     """
 
     subject: Subject

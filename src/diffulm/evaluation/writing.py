@@ -83,11 +83,15 @@ def with_shots(subject: Subject, shots: Sequence[Document], context: str, length
 
 
 def share(task: str, hits: Sequence[bool], texts: Sequence[Written], metric: str = "accuracy", **more: Any) -> Cell:
-    """The share of questions answered right; of `more`, `counts` are added to that of the contexts cut."""
-    counts = {"contexts cut": sum(one.cut > 0 for one in texts), **more.pop("counts", {})}
+    """The share of questions answered right; of `more`, `counts` and `note` are added to what became of the contexts."""
+    cut = sum(one.cut > 0 for one in texts)
+    counts = {"contexts cut": cut, **more.pop("counts", {})}
     more["counts"] = {name: count for name, count in counts.items() if count}
     if not hits:
-        return absent(task, metric, more.pop("note", "") or "no question could be asked", **more)
+        more.pop("note", None)
+        return absent(task, metric, "no question could be asked", **more)
+    said = [more.pop("note", ""), f"{cut} of {len(texts)} contexts cut on the left" if cut else ""]
+    more["note"] = "; ".join(filter(None, said))
     items = tuple(float(one) for one in hits)
     return Cell(
         task, metric, statistics.fmean(items), share_error(sum(items), len(items)), len(items), items=items, **more

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffulm.families._foreign import Foreign, expect, plain
+from diffulm.families._foreign import Foreign, expect, plain, whole
 
 MASK = 151666
 
@@ -15,5 +15,9 @@ def read(config: dict[str, Any]) -> Foreign | None:
     expect(config, use_mrope=(False, False))
     # windows stand in its config and are never used
     return Foreign(
-        "Dream", plain(config, "qwen2"), mask=config.get("mask_token_id", MASK), shift=True, tokenizer="Qwen2Tokenizer"
+        "Dream",
+        plain(config, "qwen2"),
+        mask=whole(config, "mask_token_id", MASK),
+        shift=True,
+        tokenizer="Qwen2Tokenizer",
     )

@@ -14,6 +14,4 @@ def read(config: dict[str, Any]) -> Foreign | None:
         return None
     expect(config, rope_scaling=(None, None), use_sliding_window=(False, False))
     size = whole(config, "bd_size", BLOCK)
-    return Foreign(
-        "Fast-dLLM v2", plain(config, "qwen2"), mask=MASK, shift=True, block_size=size, tokenizer="Qwen2Tokenizer"
-    )
+    return Foreign("Fast-dLLM v2", plain(config, "qwen2"), mask=MASK, shift=True, block_size=size)

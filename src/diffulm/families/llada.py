@@ -51,4 +51,4 @@ def read(config: dict[str, Any]) -> Foreign | None:
         "pad_token_id": config.get("pad_token_id"),
     }
     # Its own evaluation gives a text no BOS; the chat template of the instruct model brings one.
-    return Foreign("LLaDA", told, NAMES, config.get("mask_token_id", MASK))
+    return Foreign("LLaDA", told, NAMES, whole(config, "mask_token_id", MASK))

@@ -11,4 +11,4 @@ def read(config: dict[str, Any]) -> Foreign | None:
         return None
     expect(config, rope_scaling=(None, None), use_sliding_window=(False, False))
     mask, size = whole(config, "mask_token_id"), whole(config, "block_size")
-    return Foreign("SDAR", plain(config, "qwen3"), mask=mask, block_size=size, tokenizer="Qwen2Tokenizer")
+    return Foreign("SDAR", plain(config, "qwen3"), mask=mask, block_size=size)

@@ -150,6 +150,10 @@ def _plain(config: EvalConfig, *without: str) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(without))
 
 
+def _parts(config: EvalConfig) -> list[str]:
+    return [*config.suite, *(["tasks"] if config.tasks else [])]
+
+
 def _folder(config: EvalConfig) -> Path | None:
     return None if config.data_dir is None else Path(config.data_dir).expanduser()
 
@@ -238,7 +242,7 @@ def _about(config: EvalConfig, subjects: dict[str, "Subject"], identity: dict[st
         role: str(next(one.lm.model.parameters()).dtype).removeprefix("torch.") for role, one in subjects.items()
     }
     versions = {key: value for key, value in identity.items() if not key.startswith("weights")}
-    commands = {part: command(config, part) for part in (*config.suite, "tasks")}
+    commands = {part: command(config, part) for part in _parts(config)}
     return {"seed": config.seed, "versions": versions, "precision": precision, "command": commands}
 
 
@@ -259,7 +263,7 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
     from diffulm.recipes.evaluation_progress import Overall
 
     roles: list[Role] = ["child", "parent"] if "parent" in subjects else ["child"]
-    units = [(part, role) for part in (*config.suite, *(["tasks"] if config.tasks else [])) for role in roles]
+    units: list[tuple[str, Role]] = [(part, role) for part in _parts(config) for role in roles]
     measured: list[Measured] = []
     with Overall([f"{part}, {subjects[role].name}" for part, role in units]) as overall:
         journal = Journal(folder.path / "journal.jsonl", overall.told)

@@ -45,7 +45,7 @@ def run(trial: Trial) -> list[Cell]:
         return [absent(NAME, "perplexity", "no judge: name one, or a parent", better="lower")]
     subject = trial.subject
     length = min(LENGTH if trial.limit is None else LIMITED_LENGTH, subject.context, judge.context)
-    common = {"judge": judge.name, "samples": trial.limit or SAMPLES, "seed": trial.seed, **HOW}
+    common = {"judge": judge.name, "samples": count(trial), "seed": trial.seed, **HOW}
     cells = []
     for steps in sweep(trial, length):
         task = f"{NAME}, left to right" if steps is None else f"{NAME}, {steps} steps"
@@ -70,6 +70,11 @@ def sweep(trial: Trial, length: int) -> list[int | None]:
     return [trial.steps] if trial.steps else [steps for steps in STEPS if steps <= most]
 
 
+def count(trial: Trial) -> int:
+    """Texts of each kind."""
+    return SAMPLES if trial.limit is None else min(trial.limit, SAMPLES)
+
+
 def samples(trial: Trial, length: int, steps: int | None) -> list[list[int]]:
     """Texts of `length` positions, without BOS. steps None: the model's own, left to right."""
     subject, bos = trial.subject, len(trial.subject.bos)
@@ -86,17 +91,17 @@ def samples(trial: Trial, length: int, steps: int | None) -> list[list[int]]:
 
     way = "left to right" if steps is None else f"{steps} steps, random"
     name = f"samples of {subject.name}, {way}, {length} positions, {HOW}, seed {trial.seed}"
-    return trial.journal.map(name, range(trial.limit or SAMPLES), draw, GROUP)
+    return trial.journal.map(name, range(count(trial)), draw, GROUP)
 
 
 def real(trial: Trial, name: str, length: int) -> list[list[int]]:
     """The first texts of a task that are long enough, cut to as many tokens as a sample has. NoData as `tasks.documents`."""
-    subject, count = trial.subject, trial.limit or SAMPLES
+    subject = trial.subject
     size, found = length - len(subject.bos), []
     for one in tasks.documents(tasks.load(name), trial.data, None):
         ids = encode(subject.tokenizer, one["text"])
         found += [ids[:size]] if len(ids) >= size else []
-        if len(found) == count:
+        if len(found) == count(trial):
             break
     return found
 
@@ -130,12 +135,12 @@ def figures(trial: Trial, judge: Subject, task: str, texts: Sequence[list[int]],
 
 def perplexity(found: Sequence[Judged]) -> tuple[float, float | None]:
     """(exp of all nats over all tokens, its standard error over texts; None for one text)."""
-    nats, tokens, count = sum(one.nats for one in found), sum(one.tokens for one in found), len(found)
+    nats, tokens, texts = sum(one.nats for one in found), sum(one.tokens for one in found), len(found)
     mean = nats / tokens
-    if count < 2:
+    if texts < 2:
         return math.exp(mean), None
-    spread = statistics.fmean((one.nats - mean * one.tokens) ** 2 for one in found) * count / (count - 1)
-    return math.exp(mean), math.exp(mean) * math.sqrt(count * spread) / tokens
+    spread = statistics.fmean((one.nats - mean * one.tokens) ** 2 for one in found) * texts / (texts - 1)
+    return math.exp(mean), math.exp(mean) * math.sqrt(texts * spread) / tokens
 
 
 def alike(judge: Subject, subject: Subject, texts: Sequence[list[int]]) -> bool:

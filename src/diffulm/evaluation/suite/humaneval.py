@@ -14,7 +14,7 @@ from diffulm.evaluation import sandbox, tasks
 from diffulm.evaluation.cells import Cell, absent, mean_cell
 from diffulm.evaluation.choices import share_error
 from diffulm.evaluation.data import Row, Source
-from diffulm.evaluation.infilling import Answer, Blank, answers, missing
+from diffulm.evaluation.infilling import Answer, Blank, answers, cost, missing
 from diffulm.evaluation.trial import Trial
 
 TITLE = "a missing line of a program"
@@ -72,7 +72,9 @@ def _cell(trial: Trial, problems: list[tasks.Document], hole: Hole | None = None
     more: dict[str, Any] = {
         "length": "free" if hole else "oracle",
         "note": note if outcomes else ", ".join(missing(found)),
-        "settings": how | {"sandbox": "seccomp" if all(filtered for _, filtered in outcomes) else "no seccomp"},
+        "settings": how
+        | cost(found)
+        | {"sandbox": "seccomp" if all(filtered for _, filtered in outcomes) else "no seccomp"},
         "counts": missing(found) | dict(sorted(whys.items())),
     }
     cell = mean_cell("humaneval", "pass@1", [float(why == "passed") for why, _ in outcomes], **more)

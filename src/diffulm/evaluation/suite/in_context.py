@@ -90,6 +90,9 @@ def _cell(
 ) -> Cell:  # fmt: skip
     kind = KINDS[name]
     hits = [how(kind, one.texts, document) for one, document in zip(found, documents, strict=True)]
+    if documents and "choices" in documents[0]:
+        guess = statistics.fmean(1 / len(one["choices"]) for one in documents)
+        used = {**used, "chance": 1 - (1 - guess) ** DRAWS if how is _hit else guess}
     silent = sum(not any(kind.said(text) for text in one.texts) for one in found)
     return writing.share(
         f"{name}, {way}",

@@ -14,7 +14,7 @@ from diffulm.errors import BadInput
 from diffulm.evaluation import tasks
 from diffulm.evaluation.cells import Cell, absent, mean_cell
 from diffulm.evaluation.data import Row, Source
-from diffulm.evaluation.infilling import Answer, Blank, answers, missing
+from diffulm.evaluation.infilling import Answer, Blank, answers, cost, missing
 from diffulm.evaluation.trial import Trial
 
 TITLE = "the middle sentence of a story"

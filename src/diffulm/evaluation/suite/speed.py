@@ -32,7 +32,7 @@ def run(trial: Trial) -> list[Cell]:
     cells = []
     for length, steps in lengths(subject.context, trial.limit is not None):
         task, metric = f"{NAME}, {length} positions", "seconds a text"
-        how = {"positions": length, "batch_size": 1, "repeats": REPEATS, "figure": "median"}
+        how = {"positions": length, "texts_at_once": 1, "repeats": REPEATS, "figure": "median"}
         if not subject.autoregressive:
             how |= {"steps": trial.steps or steps, "sampler": "confidence", "temperature": 0}
         if length > subject.context:

@@ -24,7 +24,8 @@ def dataset(definition: str, data_dir: str | None = None, **_: Any) -> dict[str,
     found = {"test": tasks.documents(task, where)}
     if hasattr(task, "SHOTS"):
         try:
-            found["shots"] = tasks.documents(task, where, SHOTS, task.SHOTS)
+            shots, asked = tasks.documents(task, where, SHOTS, task.SHOTS), {one["context"] for one in found["test"]}
+            found["shots"] = [one for one in shots if one["context"] not in asked]  # MAWPS has some questions in both
         except NoData:  # a file of which nothing may be asked; lm-eval says so when shots are
             found["shots"] = []
     return {split: Dataset.from_list([_row(one) for one in documents]) for split, documents in found.items()}
