@@ -68,17 +68,21 @@ def untrained(source: str, folder: Path, width: int, layers: int) -> str:
 
 def law(asked: argparse.Namespace) -> None:
     """The scaling law: for each size a parent, a whole run for each number of tokens, and the parent trained on as it is."""
+    root = Path(asked.runs) / "results"
     for size, (width, layers) in scaling.SHAPES.items():
-        root = Path(asked.runs) / "results"
         fresh = untrained(asked.parent, root / f"untrained-{size}", width, layers)
         common: dict[str, Any] = {"learning_rate": scaling.rate(width), "eval_every": "25%"}
-        begun = {"model": fresh, "scratch": True, "tokens": scaling.PARENT_TOKENS}
-        run(asked, f"results/parent-{size}", {**common, **AR, **begun})
+        begun = {**common, **AR, "model": fresh, "scratch": True}
+        run(asked, f"results/parent-{size}", {**begun, "tokens": scaling.PARENT_TOKENS})
         common["model"] = str(root / f"parent-{size}")
         for tokens in scaling.TOKENS:
             run(asked, f"results/child-{size}-{tokens}", {**common, "tokens": tokens})
         slower = {"learning_rate": scaling.rate(width) / 3, "tokens": scaling.CONTROL_TOKENS}
         run(asked, f"results/control-{size}", {**common, **AR, **slower})
+        if size == scaling.LONG_PARENT:
+            run(asked, f"results/long-parent-{size}", {**begun, "tokens": scaling.LONG_TOKENS})
+            longer_trained = {**common, "model": str(root / f"long-parent-{size}"), "tokens": scaling.LONG_CHILD}
+            run(asked, f"results/long-child-{size}", longer_trained)
 
 
 def stories(asked: argparse.Namespace) -> None:
@@ -200,8 +204,7 @@ def checks(bench: Bench) -> list[dict[str, Any]]:
     found = []
     for name, (parent, tokens) in CHECKS.items():
         loss, own = bench.found(name, "losses"), bench.found(parent, "losses")["autoregressive"]
-        if len(loss["bound"]) == BLOCKS["law"]:
-            own = own[::step]
+        own = own if len(own) == len(loss["bound"]) else own[::step]
         found.append({"name": name, "parameters": number(bench, parent), "tokens": in_tokens(tokens)} | gaps(loss, own))
     return found
 
@@ -211,7 +214,15 @@ def number(bench: Bench, name: str) -> int:
 
 
 def gaps(loss: dict[str, list[float]], parent: list[float]) -> dict[str, Any]:
-    return {reading: error([a - b for a, b in zip(loss[reading], parent, strict=True)]) for reading in scaling.READINGS}
+    between = {
+        "left_to_right": ("left_to_right", None),
+        "bound": ("bound", None),
+        "averaging": ("bound", "left_to_right"),
+    }
+    return {
+        name: error([a - b for a, b in zip(loss[upper], loss[lower] if lower else parent, strict=True)])
+        for name, (upper, lower) in between.items()
+    }
 
 
 def report(bench: Bench) -> dict[str, Any]:

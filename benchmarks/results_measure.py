@@ -43,6 +43,7 @@ CHECKS = {
     "adapted, 1M": ("parent", "1M"),
     "adapted": ("parent", "4M"),
     "adapted, tiny": ("parent", "4M"),
+    f"long-child-{scaling.LONG_PARENT}": (f"long-parent-{scaling.LONG_PARENT}", scaling.LONG_CHILD),
     "pocket": ("pocket-ar", "8M"),
 }
 BLOCKS = {"stories": 64, "pocket": 24, "law": 32}

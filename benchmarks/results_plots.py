@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 
 Report = dict[str, Any]
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
+GAPS = {"left_to_right": "left to right − parent", "averaging": "bound − left to right", "bound": "bound − parent"}
 READINGS = {"left_to_right": "left to right", "bound": "any-order bound"}
 
 
@@ -109,10 +109,10 @@ def steps(report: Report) -> Figure:
 def law(report: Report) -> Figure:
     """Gaps by tokens, a colour a size, with the law; below what the law leaves."""
     found = report["law"]
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    grid = figure.subplots(2, 2, sharex="col", height_ratios=(3, 1.2))
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    grid = figure.subplots(2, len(GAPS), sharex="col", height_ratios=(3, 1.2))
     sizes = list(dict.fromkeys(point["size"] for point in found["points"]))
-    for column, (reading, label) in enumerate(READINGS.items()):
+    for column, (reading, label) in enumerate(GAPS.items()):
         for colour, size in zip(COLOURS, sizes, strict=False):
             mine = [point for point in found["points"] if point["size"] == size]
             at = [point["tokens"] / 1e6 for point in mine]
@@ -120,12 +120,11 @@ def law(report: Report) -> Figure:
             grid[0, column].errorbar(
                 at, values, errors, fmt="o", ms=4, color=colour, label=f"{mine[0]['parameters']:,} parameters"
             )
-            for style, fit in (("-", "no floor"), ("--", "floor")):
-                fitted = [point["predicted"][reading][fit][0] for point in mine]
-                grid[0, column].plot(at, fitted, style, lw=1, color=colour)
-                left = [math.log(value / wanted) for value, wanted in zip(values, fitted, strict=True)]
-                grid[1, column].plot(at, left, "o" if fit == "no floor" else "x", ms=4, color=colour)
-        grid[0, column].set(title=label, xscale="log", ylabel="gap to the parent (nats a token)" if column == 0 else "")
+            fitted = [point["predicted"][reading]["no floor"][0] for point in mine]
+            grid[0, column].plot(at, fitted, lw=1, color=colour)
+            left = [math.log(value / wanted) for value, wanted in zip(values, fitted, strict=True)]
+            grid[1, column].plot(at, left, "o", ms=4, color=colour)
+        grid[0, column].set(title=label, xscale="log", ylabel="gap (nats a token)" if column == 0 else "")
         grid[1, column].axhline(0, color="#444", lw=0.8)
         grid[1, column].set(
             xlabel="tokens of adaptation (millions)", ylabel="log(measured / law)" if column == 0 else ""
@@ -134,9 +133,5 @@ def law(report: Report) -> Figure:
         for axes in grid[:, column]:
             axes.minorticks_off()
             axes.grid(alpha=0.3)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    handles += [Line2D([], [], color="#444", marker="o"), Line2D([], [], color="#444", linestyle="--", marker="x")]
-    figure.legend(
-        handles, [*labels, "law without floor", "law with floor"], loc="outside upper center", ncols=3, fontsize=9
-    )
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return figure

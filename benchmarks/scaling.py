@@ -2,11 +2,11 @@
 
     gap = E + A (N / 1M)^-a (D / 1M)^-b          N parameters, D tokens of adaptation, gap in nats a token
 
-Gaps are to the parent's own AR loss on the same blocks. Fitted by least squares of log(gap), over a grid of floors E; intervals
-are percentiles over refits to resampled residuals.
+Gaps: the left-to-right loss over the parent's own AR loss on the same blocks, the any-order bound over it, and `averaging`,
+what lies between the two. Fitted by least squares of log(gap), over a grid of floors E; intervals are percentiles over refits
+to resampled residuals.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,13 @@ Array = NDArray[np.float64]
 SHAPES = {"54K": (32, 3), "135K": (48, 4), "428K": (80, 5)}
 PARENT_TOKENS, CONTROL_TOKENS = "4M", "1M"
 TOKENS = ("500K", "1M", "2M", "4M")
-READINGS = ("left_to_right", "bound")
+READINGS = ("left_to_right", "averaging", "bound")
+# The smallest once more, from a parent that was trained for longer: does the gap depend on that?
+LONG_PARENT, LONG_TOKENS, LONG_CHILD = "54K", "16M", "4M"
 UNIT = 1e6
 NORMAL = 1.96
-REFITS, FLOORS = 1000, 40
+REFITS, FLOORS, STEPS = 1000, 40, 6
+RIDGE = 1e-9  # where nothing is left above a floor there is no slope
 # GPT-2 small, adapted on as many tokens as DiffuGPT-S (arXiv 2410.17891) and on what a small budget would be.
 GPT2, GPT2_TOKENS = 124_439_808, (1e9, 131e9)
 
@@ -42,7 +45,7 @@ def runs() -> list[str]:
         name
         for size in SHAPES
         for name in (f"parent-{size}", *(f"child-{size}-{tokens}" for tokens in TOKENS), f"control-{size}")
-    ]
+    ] + [f"long-parent-{LONG_PARENT}", f"long-child-{LONG_PARENT}"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,19 @@ class Fit:
         found = zip(values[0], low, high, strict=True)
         return dict(zip("EAab", (tuple(map(float, three)) for three in found), strict=True))
 
-    def predict(self, parameters: float, tokens: float, seed: int = 0) -> tuple[float, float, float]:
+    def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
         """(gap, low, high): the 95% interval of one more run, its own deviation included."""
-        at = _design([parameters], [tokens])[0]
-        level = self.constants[:, 0] + np.exp(self.constants[:, 1:] @ at)
-        drawn = np.random.default_rng(seed).choice(self.residuals, len(level) - 1)
-        low, high = np.quantile(level[1:] * np.exp(drawn), (0.025, 0.975))
-        return float(level[0]), float(low), float(high)
+        return _told(*self.refits(parameters, tokens))
+
+    def refits(self, parameters: float, tokens: float) -> tuple[float, Array]:
+        """(gap, what each refit says of one more run)."""
+        level = self.constants[:, 0] + np.exp(self.constants[:, 1:] @ _design([parameters], [tokens])[0])
+        return float(level[0]), level[1:] * np.exp(np.random.default_rng(1).choice(self.residuals, len(level) - 1))
+
+
+def _told(gap: float, refits: Array) -> tuple[float, float, float]:
+    low, high = np.quantile(refits, (0.025, 0.975))
+    return gap, float(low), float(high)
 
 
 def fit(
@@ -89,22 +98,28 @@ def _design(parameters: Sequence[float], tokens: Sequence[float]) -> Array:
 
 
 def _solve(design: Array, gaps: Array, floor: bool) -> Array:
-    """(r, 4): E, log A, a, b of each row of gaps (r, n), by least squares of log(gap).
-
-    With a floor: of log(gap - E), each point weighed by (gap - E) / gap, which turns its error into that of log(gap).
-    """
+    """(r, 4): E, log A, a, b of each row of gaps (r, n), by least squares of log(gap): Gauss and Newton's steps at each of a
+    grid of floors, from the line through log(gap - E); without a floor that line is the answer."""
     best, least = np.zeros((len(gaps), 4)), np.full(len(gaps), np.inf)
     for share in np.linspace(0, 0.98, FLOORS) if floor else (0.0,):
         bottom = share * gaps.min(1, keepdims=True)
-        weight, wanted = (gaps - bottom) / gaps, np.log(gaps - bottom)
-        left = np.einsum("rn,ni,nj->rij", weight**2, design, design)
-        right = np.einsum("rn,ni->ri", weight**2 * wanted, design)
-        found = np.linalg.solve(left, right[..., None])[..., 0]
-        squares = ((weight * (wanted - found @ design.T)) ** 2).sum(1)
+        found = _line(design, np.ones_like(gaps), np.log(gaps - bottom))
+        for _ in range(STEPS if share else 0):
+            above = np.exp(found @ design.T)
+            off = np.log(gaps / (bottom + above))
+            found += np.clip(_line(design, above / (bottom + above), off * (bottom + above) / above), -1, 1)
+        squares = (np.log(gaps / (bottom + np.exp(found @ design.T))) ** 2).sum(1)
         better = squares < least
         least = np.where(better, squares, least)
         best = np.where(better[:, None], np.concatenate([bottom, found], 1), best)
     return best
+
+
+def _line(design: Array, weight: Array, wanted: Array) -> Array:
+    """(r, 3): least squares of weight (wanted - design x), for each row of both (r, n)."""
+    left = np.einsum("rn,ni,nj->rij", weight**2, design, design)
+    right = np.einsum("rn,ni->ri", weight**2 * wanted, design)
+    return np.linalg.solve(left + RIDGE * np.eye(3), right[..., None])[..., 0]
 
 
 def left_out(points: list[dict[str, Any]], reading: str, floor: bool) -> float:
@@ -127,14 +142,23 @@ def _fitted(points: list[dict[str, Any]], reading: str, floor: bool) -> Fit:
 def law(points: list[dict[str, Any]], checks: list[dict[str, Any]]) -> dict[str, Any]:
     """Points (parameters, tokens, a gap for each reading) -> both fits, what they say of points, `checks` and GPT-2."""
     points, checks = ([{**one, "predicted": {}} for one in some] for some in (points, checks))
-    fits: dict[str, Any] = {}
+    fits: dict[str, Any] = {reading: {} for reading in READINGS}
     gpt2 = []
-    for reading, (name, floor) in itertools.product(READINGS, (("no floor", False), ("floor", True))):
-        made = _fitted(points, reading, floor)
-        spread = float(np.sqrt(np.mean(made.residuals**2)))
-        left = left_out(points, reading, floor)
-        fits.setdefault(reading, {})[name] = {"constants": made.told(), "residual": spread, "left_out": left}
-        for one in (*points, *checks):
-            one["predicted"].setdefault(reading, {})[name] = made.predict(one["parameters"], one["tokens"])
-        gpt2 += [{"reading": reading, "fit": name, "tokens": n, "gap": made.predict(GPT2, n)} for n in GPT2_TOKENS]
+    for name, floor in (("no floor", False), ("floor", True)):
+        made = {reading: _fitted(points, reading, floor) for reading in READINGS}
+        for reading, found in made.items():
+            for one in (*points, *checks):
+                one["predicted"].setdefault(reading, {})[name] = found.predict(one["parameters"], one["tokens"])
+            left = [math.log(point[reading][0] / point["predicted"][reading][name][0]) for point in points]
+            fits[reading][name] = {
+                "constants": found.told(),
+                "residual": float(np.sqrt(np.mean(np.square(left)))),
+                "left_out": left_out(points, reading, floor),
+            }
+        for tokens in GPT2_TOKENS:
+            # drawn alike for all readings, so that what is common to them stays so in a sum
+            drawn = {reading: found.refits(GPT2, tokens) for reading, found in made.items()}
+            parts = [drawn["left_to_right"], drawn["averaging"]]
+            drawn["sum"] = (sum(gap for gap, _ in parts), np.sum([refits for _, refits in parts], axis=0))
+            gpt2 += [{"reading": one, "fit": name, "tokens": tokens, "gap": _told(*of)} for one, of in drawn.items()]
     return {"points": points, "checks": checks, "fits": fits, "gpt2": gpt2}

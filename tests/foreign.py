@@ -144,10 +144,9 @@ def neox_logits(state: dict[str, torch.Tensor], ids: torch.Tensor, sigma: float)
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         attention_dropout=0.0, hidden_dropout=0.0,
     )  # fmt: skip
-    plain = {
-        "gpt_neox.embed_in.weight": state["vocab_embed.embedding"],
-        "embed_out.weight": state["output_layer.linear.weight"],
-    }
+    model = transformers.GPTNeoXForCausalLM(config).eval()
+    head = next(name for name, its in model.named_parameters() if its is model.get_output_embeddings().weight)
+    plain = {"gpt_neox.embed_in.weight": state["vocab_embed.embedding"], head: state["output_layer.linear.weight"]}
     for i in range(2):
         theirs, ours = f"blocks.{i}", f"gpt_neox.layers.{i}"
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = told(f"{theirs}.adaLN_modulation", 6)
@@ -168,11 +167,15 @@ def neox_logits(state: dict[str, torch.Tensor], ids: torch.Tensor, sigma: float)
     shift, scale = told("output_layer.adaLN_modulation", 2)
     plain["gpt_neox.final_layer_norm.weight"] = state["output_layer.norm_final.weight"] * (1 + scale)
     plain["gpt_neox.final_layer_norm.bias"] = shift
-    model = transformers.GPTNeoXForCausalLM(config).eval()
     model.load_state_dict(plain)
     everything = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool)
     with torch.no_grad():
         return model(ids[None], attention_mask=everything).logits[0] + state["output_layer.linear.bias"]
+
+
+def own_tokenizer() -> Any:
+    # the class that transformers takes for Qwen2 adds <|endoftext|> where it is not
+    return tokenizer(special=("<|endoftext|>", "<mask>"), mask_token="<mask>")
 
 
 def foreign(folder: Path, layout: str, words: bool = True, **config: Any) -> Path:
@@ -182,8 +185,7 @@ def foreign(folder: Path, layout: str, words: bool = True, **config: Any) -> Pat
     for key, value in config.items():
         told[key] = told[key] | value if isinstance(told.get(key), dict) else value
     if words:
-        named = {"special": ("<mask>",), "mask_token": "<mask>"} if layout in ("A2D", "Fast-dLLM v2") else {}
-        tokenizer(**named).save_pretrained(folder)
+        own_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(told))
     save_file(tensors(layout), folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -273,8 +273,11 @@ def test_no_tokenizer(made_up, run, here):
 
 
 def test_a_suite_that_cannot_be_measured_at_all(made_up, run):
-    code, out, _ = run("eval", "pocket", "--suite", "lambada", "--out", "out")
+    code, out, _ = run("eval", "pocket", "--suite", "lambada", "--data-dir", "suite", "--out", "out")
     assert code == 0 and "no field 'label'" in out, "a cell says why"
+    code, out, err = run("eval", "pocket", "--suite", "lambada", "--out", "hub")
+    assert (code, out) == (2, "") and "nothing could be measured: rows.jsonl, line 3" in err, "no hub, most likely"
+    assert not Path("hub").exists()
 
 
 # --- tasks of lm-eval ---

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     from diffulm.evaluation import harness
     from diffulm.evaluation.harness_model import DiffuLM
 
-CODE = [("def close(self):", "\n    self.file.close()"), ("import ", "os\n"), ("", "class A:\n"), ("x = [1, ", "2]")]
+CODE = [("def close(self):", "\n    self.file.close()"), ("import os", "\n"), ("", "class A:\n"), ("x = [1", ", 2]")]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def likelihoods(model, pairs=CODE):
 
 
 def test_the_parent_gets_what_lm_eval_s_own_class_gives_it():
-    """Log-likelihoods, documents and greedy texts. In float64: in float32 theirs alone moves by more than the 1e-4 nats."""
+    """Log-likelihoods, documents and greedy texts. In float64: in float32 theirs alone moves by 1e-4 nats."""
     folder = Path(diffulm.__file__).parent / "assets" / "pocket-ar"
     words = AutoTokenizer.from_pretrained(folder)
     with warnings.catch_warnings():
@@ -66,18 +66,19 @@ def test_the_parent_gets_what_lm_eval_s_own_class_gives_it():
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
         theirs = HFLM(pretrained=model, tokenizer=words, batch_size=3, device="cpu", max_length=256)
     ours = DiffuLM(subject=opened("pocket-ar", dtype=torch.float64, parent=True))
-    # theirs has no BOS in front of a context, ours always
+    # Theirs has no BOS in front of a context, ours always. No token spans the place where context and text meet: theirs
+    # would lose it.
     bos = words.bos_token
     marked = [asked("loglikelihood", bos + context, text) for context, text in CODE]
     for (mine, greedy), (want, likeliest) in zip(likelihoods(ours), theirs.loglikelihood(marked, True), strict=True):
-        assert mine == pytest.approx(want, abs=1e-4) and greedy == likeliest
+        assert mine == pytest.approx(want, abs=1e-5) and greedy == likeliest
     documents = [asked("loglikelihood_rolling", "".join(pair), document=i) for i, pair in enumerate(CODE)]
     mine, want = (each.loglikelihood_rolling(documents, True) for each in (ours, theirs))
-    assert mine == pytest.approx(want, abs=1e-4)
-    how = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
-    texts = ours.generate_until([asked("generate_until", context, dict(how)) for context, _ in CODE[:2]])
-    theirs_too = [asked("generate_until", bos + context, dict(how)) for context, _ in CODE[:2]]
-    assert texts == theirs.generate_until(theirs_too, True) and any(texts)
+    assert mine == pytest.approx(want, abs=1e-5)
+    how = {"until": ["]"], "max_gen_toks": 8, "do_sample": False}
+    texts = ours.generate_until([asked("generate_until", context, dict(how)) for context, _ in CODE[::3]])
+    theirs_too = [asked("generate_until", bos + context, dict(how)) for context, _ in CODE[::3]]
+    assert texts == theirs.generate_until(theirs_too, True) and all(texts)
 
 
 def test_a_diffusion_model_is_scored_as_the_library_scores_it(child):
@@ -125,20 +126,19 @@ def test_what_cannot_be_asked_is_counted_and_never_the_likeliest(child):
 
 
 def test_repeats_are_draws_of_their_own(child, parent):
-    for subject in (child, parent):
-        for drawn in (True, False):
-            how = {"until": [], "max_gen_toks": 8, "do_sample": drawn, "temperature": 1.0}
-            request = asked("generate_until", "class A", how)
-            texts = DiffuLM(subject=subject, steps=4).generate_until([request] * 3)
-            assert len(set(texts)) == (3 if drawn else 1)
-            assert texts == DiffuLM(subject=subject, steps=4, batch_size=1).generate_until([request] * 3)
+    for subject, drawn in ((child, True), (parent, True), (child, False)):
+        how = {"until": [], "max_gen_toks": 6, "do_sample": drawn, "temperature": 1.0}
+        requests = [asked("generate_until", "class A", how)] * 3
+        texts = DiffuLM(subject=subject, steps=3).generate_until(requests)
+        assert len(set(texts)) == (3 if drawn else 1)
+        assert texts == DiffuLM(subject=subject, steps=3, batch_size=1).generate_until(requests)
 
 
 def test_texts_end_where_a_task_says(child):
     def text(**how):
-        return DiffuLM(subject=child).generate_until([asked("generate_until", "    def close(self):\n        ", how)])[
-            0
-        ]
+        return DiffuLM(subject=child, steps=8).generate_until(
+            [asked("generate_until", "    def close(self):\n        ", how)]
+        )[0]
 
     whole = text(max_gen_toks=16)
     assert text(max_new_tokens=16, until="(") == whole.split("(")[0] != whole

@@ -44,6 +44,14 @@ def parent():
     return opened("pocket-ar", parent=True)
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Few lengths for a hole of free length, few draws."""
+    monkeypatch.setattr(rocstories, "FREE", Hole(2, 4))
+    monkeypatch.setattr(rocstories, "BEST_OF", 2)
+    monkeypatch.setattr(humaneval, "LINE", Hole(1, 8))
+
+
 @pytest.fixture
 def folder(tmp_path):
     write(tmp_path / "rocstories.jsonl", [{"id": n, "sentences": story} for n, story in enumerate(STORIES)])
@@ -118,7 +126,7 @@ def test_steps_are_of_each_blank_alone(child):
 
 
 def test_a_part_changes_nothing_of_the_trial(child, folder):
-    trial = Trial(child, data=folder, limit=2)
+    trial = Trial(child, data=folder, limit=1)
     before = vars(trial).copy()
     one = [cell.settings["steps"] for cell in rocstories.run(trial)]
     other = [cell.settings["steps"] for cell in humaneval.run(trial)]
@@ -131,11 +139,11 @@ def test_neither_batch_size_nor_neighbours_change_anything(role, request, folder
     subject = request.getfixturevalue(role)
     cells = [
         [*rocstories.run(trial), *humaneval.run(trial)]
-        for trial in (Trial(subject, data=folder, batch_size=size) for size in (1, 3))
+        for trial in (Trial(subject, data=folder, steps=3, batch_size=size) for size in (1, 3))
     ]
     assert cells[0] == cells[1]
     blanks = [rocstories.blank(n, story) for n, story in enumerate(STORIES)]
-    best = {"best_of": 4, "seed": 1} if subject.autoregressive else {"hole": Hole(4, 8), "steps": 2}
+    best = {"best_of": 4, "seed": 1} if subject.autoregressive else {"hole": Hole(2, 4), "steps": 2}
     whole = answers(subject, blanks, **best)
     assert answers(subject, blanks[2:], **best) == whole[2:]
     if subject.autoregressive:
@@ -143,12 +151,12 @@ def test_neither_batch_size_nor_neighbours_change_anything(role, request, folder
 
 
 def test_cells_of_stories(child, parent, folder):
-    made = rocstories.run(Trial(child, data=folder))
+    made = rocstories.run(Trial(child, data=folder, steps=3))
     assert [(one.metric, one.length, one.count) for one in made] == [
         (metric, length, count) for length, count in (("oracle", 3), ("free", 1)) for metric in rocstories.METRICS
     ]
     made = rocstories.run(Trial(parent, data=folder))
-    notes = ["prefix only", "best of 8", "prefix only, cut after a sentence; every 4th story"]
+    notes = ["prefix only", "best of 2", "prefix only, cut after a sentence; every 4th story"]
     assert [one.note for one in made] == [note for note in notes for _ in rocstories.METRICS]
     assert all(one.value is not None and 0 <= one.value <= 1 and len(one.items) == one.count for one in made)
 
@@ -194,10 +202,10 @@ def test_why_programs_did_not_pass(child, folder, monkeypatch):
 @pytest.mark.parametrize("role", ["child", "parent"])
 def test_a_canvas_beyond_the_context_is_said_and_not_run(role, request, folder):
     subject = request.getfixturevalue(role)
-    for cell in humaneval.run(Trial(subject, data=folder)):
+    for cell in humaneval.run(Trial(subject, data=folder, steps=3)):
         assert cell.count == len(cell.items) == 2 and cell.counts["beyond the context"] == 1
     (folder / "humaneval-infilling" / "single-line.jsonl").write_text(json.dumps(PROBLEM | {"prompt": "# x\n" * 300}))
-    for cell in humaneval.run(Trial(subject, data=folder)):
+    for cell in humaneval.run(Trial(subject, data=folder, steps=3)):
         assert (cell.value, cell.count, cell.note) == (None, 0, "beyond the context")
 
 
@@ -205,7 +213,7 @@ def test_a_hole_in_which_nothing_stood_is_counted(child, folder):
     write(
         folder / "rocstories.jsonl", [{"sentences": [*STORIES[0][:2], " ", *STORIES[0][3:]]}, {"sentences": STORIES[1]}]
     )
-    first = rocstories.run(Trial(child, data=folder))[0]
+    first = rocstories.run(Trial(child, data=folder, steps=3))[0]
     assert first.count == 1 and first.counts == {"empty": 1}
 
 
@@ -238,7 +246,7 @@ def test_an_interrupted_part_goes_on(role, request, folder, tmp_path, monkeypatc
     subject = request.getfixturevalue(role)
 
     def run():
-        trial = Trial(subject, data=folder, limit=1, journal=Journal(tmp_path / "journal"))
+        trial = Trial(subject, data=folder, limit=1, steps=3, journal=Journal(tmp_path / "journal"))
         return [*rocstories.run(trial), *humaneval.run(trial)]
 
     whole = run()
@@ -268,7 +276,7 @@ def test_all_solutions_of_the_benchmark_pass(shared):
 
 def outcomes(shared, every):
     path = shared / "data/eval/humaneval-infilling/single-line.jsonl.gz"
-    rows = [json.loads(line) for line in gzip.open(path)]
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     assert len(rows) > 900 and all(a["task_id"] != b["task_id"] for a, b in pairwise(rows))
     for row in rows[::every]:
         blank = humaneval.blank(row)

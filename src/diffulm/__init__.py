@@ -17,9 +17,21 @@ if TYPE_CHECKING:
     from diffulm.errors import BadInput
     from diffulm.lm import DiffusionLM, Generation, adopt, load
     from diffulm.recipes.adapt import adapt
+    from diffulm.recipes.evaluate import evaluate
 
 __version__ = "0.1.0"
-__all__ = ["BadInput", "DiffusionLM", "Generation", "Hole", "Score", "__version__", "adapt", "adopt", "load"]
+__all__ = [
+    "BadInput",
+    "DiffusionLM",
+    "Generation",
+    "Hole",
+    "Score",
+    "__version__",
+    "adapt",
+    "adopt",
+    "evaluate",
+    "load",
+]
 
 _HOME = {
     "BadInput": "diffulm.errors",
@@ -29,6 +41,7 @@ _HOME = {
     "Score": "diffulm.bounds",
     "adapt": "diffulm.recipes.adapt",
     "adopt": "diffulm.lm",
+    "evaluate": "diffulm.recipes.evaluate",
     "load": "diffulm.lm",
 }
 

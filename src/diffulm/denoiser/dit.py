@@ -41,7 +41,8 @@ class DiTConfig(PreTrainedConfig):
         self.vocab_size, self.hidden_size, self.condition_size = vocab_size, hidden_size, condition_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.max_position_embeddings, self.noise_token_id = max_position_embeddings, noise_token_id
-        super().__init__(**{"tie_word_embeddings": False} | more)
+        more.setdefault("tie_word_embeddings", False)
+        super().__init__(**more)
 
 
 def noise_level(ids: Tensor, visible: Tensor | None, mask_token_id: int) -> Tensor:

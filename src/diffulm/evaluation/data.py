@@ -17,6 +17,11 @@ class NoData(Exception):
     """The file of a task is not in the folder that was given; the cell says `no data`."""
 
 
+def why(error: Exception) -> str:
+    """What the cell of a task says whose rows cannot be had; other tasks go on."""
+    return "no data" if isinstance(error, NoData) else str(error)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the rows of a task stand and what one must have.

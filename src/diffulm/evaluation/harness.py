@@ -14,7 +14,7 @@ from diffulm.evaluation import harness_results
 from diffulm.evaluation import tasks as own
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.data import NoData
-from diffulm.evaluation.harness_model import DiffuLM, TaskManager, lm_eval
+from diffulm.evaluation.harness_model import DiffuLM, TaskManager, lm_eval, simple_evaluate
 from diffulm.evaluation.subject import Subject
 from diffulm.evaluation.trial import Trial
 
@@ -44,8 +44,8 @@ def run(subject: Subject, names: Sequence[str], trial: Trial) -> tuple[list[Cell
     with _quiet():
         manager = _manager(names, trial.data)
         found, missing = _loaded(manager, _entries(manager, names), trial)
-        results = (
-            lm_eval.simple_evaluate(
+        results: Any = (
+            simple_evaluate(
                 model=model,
                 tasks=found,
                 num_fewshot=trial.shots,

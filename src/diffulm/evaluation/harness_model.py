@@ -8,11 +8,11 @@ Log-likelihoods are those of `diffulm.scoring`, documents are read as in `rollin
 
 import logging
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -30,6 +30,7 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
+    from lm_eval.evaluator import simple_evaluate  # noqa: F401
     from lm_eval.tasks import TaskManager  # noqa: F401
 except ImportError:
     raise BadInput("lm-eval is not installed, and tasks by name need it; pip install 'diffulm[eval]'") from None
@@ -39,7 +40,6 @@ LONGEST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@register_model("diffulm")
 class DiffuLM(LM):
     """What lm-eval asks for. Log-likelihoods are `diffulm.scoring`'s; choices of one question share their random numbers.
 
@@ -53,7 +53,7 @@ class DiffuLM(LM):
         self,
         pretrained: str | None = None,
         parent: bool | str = False,
-        method: Method | None = None,
+        method: str | None = None,
         draws: int = 32,
         steps: int | None = None,
         temperature: float | None = None,
@@ -83,7 +83,8 @@ class DiffuLM(LM):
         # lm-eval's command asks for cuda:0 whether there is one or not
         if device and (torch.cuda.is_available() or not str(device).startswith("cuda")):
             subject.lm.model.to(device)
-        self.subject, self.method, self.draws, self.seed = subject, method, draws, seed
+        self.subject, self.draws, self.seed = subject, draws, seed
+        self.method: Method | None = cast(Any, method)
         self.steps, self.temperature, self.end = steps, temperature, end
         self.batch_size = batch_size if isinstance(batch_size, int) else int(batch_size) if batch_size.isdigit() else 16
         self.journal = journal or Journal(progress=_logged)
@@ -160,17 +161,15 @@ class DiffuLM(LM):
         return found
 
     def _likelihoods(self, task: str, requests: list[Instance]) -> list[dict[str, Any]]:
-        method = self.methods[task] = method_for(
-            self.subject, [str(one.args[1]) for one in requests], self.draws, self.method
-        )
-        items = [(one.args[0], one.args[1], _key(one)) for one in requests]
+        items = [(*_arguments(one), _key(one)) for one in requests]
+        texts = [text for _, text, _ in items]
+        method = self.methods[task] = method_for(self.subject, texts, self.draws, self.method)
         results = self._mapped(items, method)
         if method in ("left_to_right", "autoregressive"):
             return results
         # A bound does not say what is likeliest. A question of one text (the last word of LAMBADA) is asked for that.
-        alone = [
-            i for i, one in enumerate(items) if sum(one[2] == other[2] for other in items[max(0, i - 1) : i + 2]) == 1
-        ]
+        count = Counter(key for _, _, key in items)
+        alone = [i for i, (_, _, key) in enumerate(items) if count[key] == 1]
         exact = self._mapped([items[i] for i in alone], "left_to_right")
         for i, one in zip(alone, exact, strict=True):
             results[i] |= {"greedy": one["greedy"]}
@@ -239,7 +238,7 @@ class DiffuLM(LM):
         """A text for each request; a request that comes several times (`repeats`) gets as many draws."""
         asked: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, one in enumerate(requests):
-            context, settings = one.args
+            context, settings = _arguments(one)
             asked[*self._how(settings), one.task_name, one.doc_id, context].append(i)
         alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
         for wanted, places in asked.items():
@@ -249,7 +248,7 @@ class DiffuLM(LM):
             how: dict[str, Any] = {"length": length, "stop": stop, "temperature": temperature, "draws": count}
             how |= {"steps": self.steps, "seed": self.seed}
             results = self._map(
-                f"texts of {self.subject.name}, {how}, templated {self.templated}",
+                f"texts of {self.subject.name}, {how}, {self.subject.autoregressive, self.templated}",
                 [(one[5], f"{one[3]} {one[4]}") for one in questions],
                 lambda group, how=how: self._texts(group, how),
                 together=64,
@@ -279,11 +278,17 @@ class DiffuLM(LM):
         return max(1, min(length, self.subject.context // 2)), stop, temperature
 
 
+register_model("diffulm")(DiffuLM)
+
 _NAMES = tuple(one.name for one in fields(Scored))
 
 
 def _plain(scored: Scored) -> dict[str, Any]:
     return {name: getattr(scored, name) for name in _NAMES}
+
+
+def _arguments(request: Instance) -> Any:
+    return request.args
 
 
 def _key(request: Instance) -> int:

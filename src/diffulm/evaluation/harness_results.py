@@ -33,7 +33,7 @@ def cells(results: Mapping[str, Any], tasks: Mapping[str, Any], asked: Asked, ab
             stderr = results["results"][name].get(f"{metric}_stderr,{filtered}")
             lower = results["higher_is_better"][name].get(metric) is False
             more = {"better": "lower" if lower else "higher", "normalisation": PER.get(metric, "none")} | about[name]
-            title = NAMES.get(metric, metric.replace("_", " "))
+            title: str = NAMES.get(metric) or metric.replace("_", " ")
             title = title if filtered in ("none", "whole") else f"{title}, {filtered.replace('-', ' ')}"
             made.append(_cell(name, metric, title, (value, stderr), samples, asked, task, more))
     return made

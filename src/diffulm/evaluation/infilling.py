@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -249,9 +250,7 @@ class Answer:
     text: str | None
     why: str = ""
     forwards: int = 0
-    """0 for a continuation."""
-    positions: int = 0
-    """Of a canvas."""
+    """Of a diffusion model."""
 
 
 def hidden(subject: Subject, blank: Blank) -> Task:
@@ -293,15 +292,14 @@ def answers(
         given = iter(_continuations(subject, [task for _, task in asked], hole, best_of, seeds))
     else:
         texts = [[one.before, hole or Hole(len(task.hidden)), one.after] for one, task in asked]
-        made = subject.lm.infill(
-            texts, seed=seeds, steps=steps, length_method="grow", batch_size=batch_size
-        ) if texts else []  # fmt: skip
-        given = iter([Answer(one.fills[0], "", one.forwards, len(one.ids)) for one in made])
+        how: Any = {"seed": seeds, "steps": steps, "length_method": "grow", "batch_size": batch_size}
+        made = subject.lm.infill(texts, **how) if texts else []
+        given = iter([Answer(one.fills[0], "", one.forwards) for one in made])
     return [Answer(None, why) if why else next(given) for why in whys]
 
 
 def _needed(task: Task, hole: Hole | None, one_sided: bool) -> int:
-    """Positions; of a canvas with the right side in place, wherever it is looked at or not, so that both are asked the same."""
+    """Positions, the right side's included even where nobody looks at it: so that child and parent are asked the same."""
     if hole is None:
         return len(task.ids)
     return max(len(task.ids), (task.start if one_sided else len(task.ids) - len(task.hidden)) + hole.longest)
@@ -328,13 +326,6 @@ def missing(found: Sequence[Answer]) -> dict[str, int]:
 
 
 def cost(found: Sequence[Answer]) -> dict[str, float]:
-    """Forwards a blank, and positions that went through them."""
-    asked = [one for one in found if one.forwards]
-    return {
-        name: round(sum(each) / len(each), 1)
-        for name, each in {
-            "forwards_each": [one.forwards for one in asked],
-            "positions_each": [one.forwards * one.positions for one in asked],
-        }.items()
-        if each
-    }
+    """Forwards that a blank took, for the settings of a cell."""
+    each = [one.forwards for one in found if one.forwards]
+    return {"forwards_each": round(fmean(each), 1)} if each else {}

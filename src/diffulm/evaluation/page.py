@@ -19,7 +19,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding
 td,th{padding:.3rem .7rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top;white-space:pre-line}
 td small,.how,.note{color:var(--quiet)}tr.paper{color:var(--quiet);font-style:italic}
 svg{width:100%}svg text{fill:var(--quiet)}pre{background:var(--faint);padding:.8rem;overflow-x:auto}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(25rem,1fr));gap:0 2rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(25rem,1fr));gap:0 2rem}.charts>div{max-width:38rem}
 .legend{margin:.2rem 0;font-size:.85rem}.legend span{margin-right:1rem}.how,.note{margin:.2rem 0;font-size:.9rem}"""
 
 

@@ -5,7 +5,7 @@ Everything a task asks goes through here, so that both see the same tokens, the 
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,8 @@ def opened(
     """A diffusion model, or with `parent` an AR model as it is. BadInput for what cannot be opened, or has no tokenizer."""
     if parent:
         denoiser, tokenizer = adopt(str(source), dtype=dtype, frozen=True)
+        # its own distribution: as lm-eval reads it, a token that is to be the mask has its share of the probability
+        denoiser.record = replace(denoiser.record, emit_mask=True)
         found = DiffusionLM(denoiser, tokenizer)
     else:
         found = language_model.load(source, mask_token_id, dtype)

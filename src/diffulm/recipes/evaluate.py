@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -38,7 +39,7 @@ ORDER = (
     *("triviaqa", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
     *("in_context", "bits_per_byte", "order_gap", "generation", "speed"),
 )
-WHOLE = "paper"
+WHOLE, JOURNAL = "paper", "journal.jsonl"
 FREE_KEYS = ("out", "batch_size", "device")  # what may differ between two commands of the same evaluation
 DTYPES = Literal["float32", "bfloat16", "float16"]
 METHODS = Literal["left_to_right", "bound", "multi_order", "published"]
@@ -135,14 +136,20 @@ def run(config: EvalConfig) -> dict[str, Any]:
     folder = RunFolder(_out(config, identity), _plain(config), FREE_KEYS)
     folder.check()
     print(f"results: {folder.path}", file=sys.stderr)
-    with folder.claimed(), disk.writing(folder.path, advice="the same command goes on where it was"):
-        _same_models(folder, identity)
-        measured = _measured(config, subjects, folder)
-        found = document(measured, _plain(config, *FREE_KEYS), _about(config, subjects, identity))
-        found |= {"table": rows(found)}
-        folder.write("results.json", json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-        folder.write("results.md", markdown(found))
-        write_page(folder.path / "report.html", found)
+    begun = folder.path.exists()
+    try:
+        with folder.claimed(), disk.writing(folder.path, advice="the same command goes on where it was"):
+            _same_models(folder, identity)
+            measured = _measured(config, subjects, folder)
+            found = document(measured, _plain(config, *FREE_KEYS), _about(config, subjects, identity))
+            found |= {"table": rows(found)}
+            folder.write("results.json", json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+            folder.write("results.md", markdown(found))
+            write_page(folder.path / "report.html", found)
+    except BadInput:
+        if not begun and not (folder.path / JOURNAL).exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return found
 
 
@@ -266,7 +273,7 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
     units: list[tuple[str, Role]] = [(part, role) for part in _parts(config) for role in roles]
     measured: list[Measured] = []
     with Overall([f"{part}, {subjects[role].name}" for part, role in units]) as overall:
-        journal = Journal(folder.path / "journal.jsonl", overall.told)
+        journal = Journal(folder.path / JOURNAL, overall.told)
         for number, (part, role) in enumerate(units):
             overall.next(number)
             trial = Trial(
@@ -291,6 +298,9 @@ def _measured(config: EvalConfig, subjects: dict[str, "Subject"], folder: "RunFo
             )
             cells = _of_tasks(trial, config, role, folder) if part == "tasks" else list(_of_part(trial, part))
             measured += [Measured(role, subjects[role].name, part, cell) for cell in cells]
+    notes = [one.cell.note for one in measured if one.cell.value is None]
+    if config.data_dir is None and len(notes) == len(measured) > 0:
+        raise BadInput(f"nothing could be measured: {notes[0]}")  # no hub, most likely
     return measured
 
 

@@ -1,8 +1,9 @@
 """Bits per byte of held-out text: WikiText-2 and TinyStories, each document with its EOS."""
 
+from diffulm.errors import BadInput
 from diffulm.evaluation import rolling, tasks
 from diffulm.evaluation.cells import Cell, absent
-from diffulm.evaluation.data import NoData
+from diffulm.evaluation.data import NoData, why
 from diffulm.evaluation.rolling import Document
 from diffulm.evaluation.trial import Trial
 from diffulm.scoring import Method
@@ -20,8 +21,8 @@ def _cell(trial: Trial, name: str) -> Cell:
     subject = trial.subject
     try:
         documents = tasks.documents(tasks.load(name), trial.data, trial.limit)
-    except NoData:
-        return absent(name, "bits a byte", "no data", better="lower", normalisation="byte")
+    except (NoData, BadInput) as error:
+        return absent(name, "bits a byte", why(error), better="lower", normalisation="byte")
     method: Method = "autoregressive" if subject.autoregressive else "bound"
     most = None if trial.limit is None else WINDOWS
     how = {"method": method, "draws": trial.draws, "seed": trial.seed, "most": most}

@@ -1,9 +1,10 @@
 """Questions with choices, zero-shot: HellaSwag, Winogrande, SIQA, PIQA (the paper's Table 1)."""
 
+from diffulm.errors import BadInput
 from diffulm.evaluation import tasks
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.choices import RISK, Question, accuracy, journaled, method_for
-from diffulm.evaluation.data import NoData
+from diffulm.evaluation.data import NoData, why
 from diffulm.evaluation.tasks import Document
 from diffulm.evaluation.trial import Trial
 
@@ -19,8 +20,8 @@ def _cells(trial: Trial, name: str) -> list[Cell]:
     task = tasks.load(name)
     try:
         documents = tasks.documents(task, trial.data, trial.limit)
-    except NoData:
-        return [absent(name, "accuracy", "no data")]
+    except (NoData, BadInput) as error:
+        return [absent(name, "accuracy", why(error))]
     cells = [_cell(trial, name, documents, task.NORMALISATION)]
     if not trial.subject.autoregressive and "contexts" in documents[0] and trial.subject.lm.record.infills:
         cells.append(_cell(trial, name, documents, task.NORMALISATION, inside=True))

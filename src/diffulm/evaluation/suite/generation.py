@@ -15,9 +15,10 @@ import torch
 
 from diffulm import randomness, scoring
 from diffulm.canvas import encode
+from diffulm.errors import BadInput
 from diffulm.evaluation import generation, tasks
 from diffulm.evaluation.cells import Cell, absent, mean_cell
-from diffulm.evaluation.data import NoData
+from diffulm.evaluation.data import NoData, why
 from diffulm.evaluation.subject import Subject
 from diffulm.evaluation.trial import Trial
 
@@ -55,8 +56,8 @@ def run(trial: Trial) -> list[Cell]:
         task = f"{NAME}, text of {name}"
         try:
             texts = real(trial, name, length)
-        except NoData:
-            cells.append(absent(task, "perplexity", "no data", better="lower"))
+        except (NoData, BadInput) as error:
+            cells.append(absent(task, "perplexity", why(error), better="lower"))
             continue
         cells += figures(trial, judge, task, texts, {"judge": judge.name, "positions": length})
     return cells

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from diffulm.errors import BadInput
 from diffulm.evaluation import answers, data, tasks, writing
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.data import NoData
@@ -49,8 +50,8 @@ def _cells(trial: Trial, name: str) -> list[Cell]:
     kind, shots = KINDS[name], SHOTS if trial.shots is None else trial.shots
     try:
         rows, shown = asked_and_shown(name, trial, shots)
-    except NoData:
-        return [absent(f"{name}, {way}", "accuracy", "no data") for way in ("zero-shot", "few-shot", *_drawn())]
+    except (NoData, BadInput) as error:
+        return [absent(f"{name}, {way}", "accuracy", data.why(error)) for way in ("zero-shot", "few-shot", *_drawn())]
     askable = [(n, one) for n, one in enumerate(rows) if name != "triviaqa" or answers.known(one["aliases"])]
     documents = [one for _, one in askable]
     length = writing.room(trial.subject, kind.length)

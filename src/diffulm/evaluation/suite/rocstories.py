@@ -85,7 +85,7 @@ def _cells(
     more = {
         "length": length,
         "note": note if any(scores.values()) else ", ".join(counts),
-        "settings": how,
+        "settings": how | cost(found),
         "counts": counts,
     }
     return [mean_cell("rocstories", metric, scores[name], **more) for metric, name in METRICS.items()]
