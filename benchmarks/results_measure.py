@@ -50,8 +50,8 @@ BLOCKS = {"stories": 64, "pocket": 24, "law": 32}
 DRAWS = 48
 ORDERED = ("adapted", "no shift", "AR term", "from scratch, tiny", "pocket")
 ORDER_BLOCKS = {"stories": 16, "pocket": 6}
-SAMPLED = ("adapted", "AR term", "from scratch, tiny", "pocket")
-SAMPLES, LENGTH, STEPS, SAMPLERS = 24, 128, (4, 8, 16, 32, 64, 127), ("confidence", "random", "left_to_right")
+SAMPLED = ("adapted", "from scratch, tiny", "pocket")
+SAMPLES, LENGTH, STEPS, SAMPLERS = 16, 128, (4, 8, 16, 32, 64, 127), ("confidence", "random", "left_to_right")
 HOLES, HOLE, HOLE_STEPS, LONGEST = 128, 8, (1, 2, 4, 8), 96
 
 

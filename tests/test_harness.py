@@ -104,12 +104,18 @@ def test_likelihoods_depend_on_nothing_beside_them(child, method):
     assert [a for a, _ in one] == pytest.approx([a for a, _ in backwards], abs=1e-3)
 
 
-def test_choices_of_a_question_share_their_random_numbers(child):
+def test_choices_of_a_question_share_their_random_numbers(child, monkeypatch):
+    seen, real = [], scoring.scores
+    monkeypatch.setattr(
+        scoring, "scores", lambda its, requests, *rest: seen.extend(requests) or real(its, requests, *rest)
+    )
     model = DiffuLM(subject=child, method="bound", draws=2)
-    same = [asked("loglikelihood", "def f(", "self, name):", document=i) for i in (0, 0, 1)]
-    first, second, other = (nats for nats, _ in model.loglikelihood(same))
-    assert first == second != other
-    assert DiffuLM(subject=child, method="bound", draws=2, seed=1).loglikelihood(same[:1])[0][0] != first
+    pairs = [("self, name):", 0), ("self, key):", 0), ("self, name):", 1)]
+    found = model.loglikelihood([asked("loglikelihood", "def f(", text, document=i) for text, i in pairs])
+    keys = [one.key for one in seen[:3]]
+    assert keys[0] == keys[1] != keys[2] and found[0][0] != found[2][0]
+    again = DiffuLM(subject=child, method="bound", draws=2, seed=1)
+    assert again.loglikelihood([asked("loglikelihood", "def f(", "self, name):")])[0][0] != found[0][0]
 
 
 def test_what_cannot_be_asked_is_counted_and_never_the_likeliest(child):
@@ -237,6 +243,14 @@ def test_a_run_gives_a_cell_for_each_figure(child, parent, folder, tmp_path, mon
     trial = Trial(child, data=folder, limit=3, draws=4, steps=4, journal=Journal(journal))
     again, _ = harness.run(child, ALL, trial)
     assert again == found[child.name][0]
+
+
+def test_a_question_that_cannot_be_asked_is_in_no_cell_and_counted(child, tmp_path):
+    row = {"context": "c", "question": "q", "answers": ["a", "b", "c"], "label": 0}
+    rows = [row, row | {"answers": ["a", "b", "x = 1\n" * 200]}, row | {"context": "x = 1\n" * 200}]
+    (tmp_path / "siqa.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for cell in harness.run(child, ["siqa"], Trial(child, data=tmp_path, draws=2, method="bound"))[0]:
+        assert cell.count == 2 and cell.counts == {"beyond the context": 1, "contexts cut": 1}
 
 
 def test_the_bits_of_a_document_are_those_of_the_suite(child, folder):

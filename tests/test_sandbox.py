@@ -128,14 +128,26 @@ def test_what_is_not_allowed_ends_a_program_even_if_it_would_go_on(program):
     ],
 )  # fmt: skip
 def test_the_kernel_ends_what_no_hook_has_seen(act, tmp_path):
-    code = f"import os, signal, socket, resource, _thread, _inside\nassert _inside._filter()\n{act}"
-    folder = sandbox._INSIDE.parent
-    found = subprocess.run(
-        [sys.executable, "-c", f"import sys\nsys.path.insert(0, {str(folder)!r})\n{code}"],
-        cwd=tmp_path, capture_output=True, check=False,
-    )  # fmt: skip
+    found = inside(f"assert _inside._filter()\n{act}", tmp_path)
     assert found.returncode == -signal.SIGSYS, found.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_byte_reaches_a_file(tmp_path):
+    """By a limit of the kernel, wherever there is no filter of system calls."""
+    code = "_inside._limit(5, 2**30)\nopen('there', 'wb', 0).write(b'x')"
+    assert b"File too large" in inside(code, tmp_path).stderr
+    assert (tmp_path / "there").stat().st_size == 0
+    (tmp_path / "there").unlink()
+
+
+def inside(code, folder):
+    """A bare process that has what the sandbox runs at hand, as `_inside`."""
+    code = (
+        f"import os, resource, signal, socket, sys, _thread\nsys.path.insert(0, {str(sandbox._INSIDE.parent)!r})\n"
+        f"import _inside\n{code}"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize("program", EARLY)

@@ -88,6 +88,9 @@ def test_so_it_is_for_a_tokenizer_that_puts_a_space_in_front_of_texts(shared):
     task = hidden(subject, rocstories.blank(0, STORIES[0]))
     assert canvas.decode(subject.tokenizer, task.ids).strip() == " ".join(STORIES[0])
     assert task.ids.count(subject.bos[0]) == 1 and task.ids[0] == subject.bos[0]
+    assert (
+        canvas.decode(subject.tokenizer, hidden(subject, Blank("a", "sun", "flower", "s")).ids).strip() == "sunflowers"
+    )
 
 
 def test_child_and_parent_are_asked_the_same_and_lengths_are_in_tokens(child, parent, monkeypatch):
@@ -188,6 +191,13 @@ def test_programs_run_with_what_stands_around_the_hole(child, folder, monkeypatc
         PROBLEM["prompt"] + PROBLEM["canonical_solution"] + PROBLEM["suffix"],
         PROBLEM["test"] + "\ncheck(double)\n",
     )
+
+
+def test_without_a_sandbox_nothing_is_run_and_the_cell_says_so(child, folder, monkeypatch):
+    given(monkeypatch, humaneval, ["    return x + x\n"] * 3)
+    monkeypatch.setattr(sandbox, "_INSIDE", folder / "missing.py")
+    (cell,) = humaneval.run(Trial(child, data=folder))
+    assert cell.value is None and "does not start in the sandbox" in cell.note
 
 
 def test_why_programs_did_not_pass(child, folder, monkeypatch):

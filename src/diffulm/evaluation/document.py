@@ -18,6 +18,7 @@ Role = Literal["child", "parent"]
 LEFT_OUT = ("memory", "batch_size")  # settings and counts with such a word in their name
 SETTINGS = ("method", "order", "steps", "draws", "temperature", "shots")  # in every cell, None where it has none
 ORDERS = {"left_to_right": "left to right", "autoregressive": "left to right", "bound": "any", "published": "any"}
+ANSWERS = ("accuracy", "acc", "exact match", "pass@", "hit@")  # metrics of what is right or wrong
 CLOCK = {"seconds": "seconds", "per second": "per_second", "a second": "per_second"}
 
 
@@ -120,7 +121,7 @@ def interval(cell: Cell) -> tuple[float, float] | None:
     """
     if cell.value is None:
         return None
-    if cell.items and set(cell.items) <= {0.0, 1.0}:
+    if cell.metric.startswith(ANSWERS) and cell.items and set(cell.items) <= {0.0, 1.0}:
         p, n, z = cell.value, float(len(cell.items)), NORMAL_95
         if cell.monte_carlo and 0 < p < 1:
             n = p * (1 - p) / (p * (1 - p) / n + cell.monte_carlo**2)
@@ -137,13 +138,13 @@ def _difference(variant: str, one: Measured, other: Measured) -> dict[str, Any] 
     """
     child, parent = one.cell, other.cell
     found = paired(child, parent)
-    if found is None or child.value is None or any(word in child.metric for word in CLOCK):
+    if found is None or child.value is None or child.better == "neither" or any(word in child.metric for word in CLOCK):
         return None
     if not math.isclose(statistics.fmean(child.items), child.value, rel_tol=1e-9, abs_tol=1e-12):
         return None  # a figure that is no mean over questions (a perplexity) has another difference than they have
     (mean, stderr), p = found, None
     middle = mean
-    if set(child.items) | set(parent.items) <= {0.0, 1.0}:
+    if child.metric.startswith(ANSWERS) and set(child.items) | set(parent.items) <= {0.0, 1.0}:
         both = list(zip(child.items, parent.items, strict=True))
         won, lost = sum(a > b for a, b in both), sum(a < b for a, b in both)
         p, n = mcnemar(won, lost), len(child.items) + 2

@@ -1,5 +1,6 @@
 """`diffulm eval MODEL --tasks a,b,c`: tasks by the names that lm-eval has for them, those of this package in front."""
 
+import functools
 import io
 import logging
 import os
@@ -66,9 +67,13 @@ def run(subject: Subject, names: Sequence[str], trial: Trial) -> tuple[list[Cell
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Our tasks in front; lm-eval's ten thousand files are read only where a name is not one of ours."""
+    """Our tasks in front; lm-eval's ten thousand files are read, for ten seconds, only where a name is not one of ours."""
+    return _read(set(names) <= set(own.names()), folder)
+
+
+@functools.cache
+def _read(ours: bool, folder: Path | None) -> TaskManager:
     metadata: Any = {"data_dir": str(folder)} if folder else {}
-    ours = set(names) <= set(own.names())
     with _quiet():
         return TaskManager(include_path=list(own.__path__), include_defaults=not ours, metadata=metadata)
 

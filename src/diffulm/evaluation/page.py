@@ -139,7 +139,7 @@ def _lines(document: Row, part: str, key: str, x_label: str, how: str) -> list[s
     cells = [cell for cell in document["cells"] if cell["part"] == part and table.figure(cell)[0] is not None]
     made = []
     for metric in dict.fromkeys(cell["metric"] for cell in cells):
-        own = [cell for cell in cells if cell["metric"] == metric]
+        own = sorted((one for one in cells if one["metric"] == metric), key=lambda one: one["role"] != "parent")
         swept = [cell for cell in own if isinstance(cell["settings"].get(key), int)]
         lines: dict[str, list[tuple[float, float]]] = {}
         for cell in swept:

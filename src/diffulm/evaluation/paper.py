@@ -13,8 +13,8 @@ COLUMNS = ("TriviaQA", "LAMBADA", "HellaSwag", "Winogrande", "SIQA", "PIQA", "GS
 
 @dataclass(frozen=True)
 class Row:
-    """A row of Table 1 as printed. prefix_only: the AR models' infilling saw the text before the hole alone; the paper
-    prints those figures, the last two columns, in parentheses."""
+    """A row of Table 1 as printed. prefix_only: the AR models' infilling (the last two columns) saw the text before the hole
+    alone."""
 
     model: str
     accuracies: tuple[float, float, float, float, float, float, float]

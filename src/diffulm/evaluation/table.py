@@ -20,14 +20,14 @@ PARTS = {
     "ROCStories": "rocstories",
     "Code": "humaneval",
 }
-SHARES = ("accuracy", "exact match", "pass@", "hit@", "rouge", "self-consistency", "distinct", "share")
+SHARES = ("accuracy", "exact match", "pass@", "hit@", "rouge", "self-consistency", "distinct", "repeated", "share")
 ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
 WIDE = 80  # columns of a terminal that the first table needs
 MEANING = (
     "Figures of shares in percent, each with its standard error. oracle: the canvas tells the model how long the answer is; "
     "free: it does not; neither word: nothing hidden tells a length."
 )
-PAPER = "The rows marked (paper) stand in the paper, they were not measured here; figures in parentheses: prefix only."
+PAPER = "The rows marked (paper) stand in the paper, they were not measured here; *: prefix only."
 
 
 @dataclass
@@ -121,7 +121,7 @@ def table_1(document: Row) -> Grid | None:
     for one in paper.TABLE_1:
         shown = {name: "/".join(f"{value:.1f}" for value in values) for name, values in one.values.items()}
         for name in ("ROCStories", "Code") if one.prefix_only else ():
-            shown[name] = f"({shown[name]})"
+            shown[name] += "*"
         grid.rows.append([[one.model, "(paper)"], *([text] for text in shown.values())])
     grid.references = len(paper.TABLE_1)
     return grid
@@ -160,7 +160,10 @@ def others(document: Row) -> Grid | None:
         if all(id(cell) in used for cell in found.values()) and not difference:
             continue
         shown = [_figure(grid, found.get(role)) for role, _ in names]
-        what = [key[1] + (f" ({key[3]})" if key[3] else "")], [key[2]]
+        variant = ", ".join(
+            word for word in key[3].split(", ") if not word.startswith("length ")
+        )  # stands in the cells
+        what = [key[1] + (f" ({variant})" if variant else "")], [key[2]]
         grid.rows.append([*what, *shown, *([_difference(difference)] if pair else [])])
     return grid if grid.rows else None
 

@@ -5,6 +5,7 @@
 Everything measured is kept in a journal as soon as it is there, so the same command goes on where it was interrupted.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ ORDER = (
     *("triviaqa", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
     *("in_context", "bits_per_byte", "order_gap", "generation", "speed"),
 )
+PACKAGE = Path(__file__).parents[1]
 WHOLE, JOURNAL = "paper", "journal.jsonl"
 FREE_KEYS = ("out", "batch_size", "device")  # what may differ between two commands of the same evaluation
 DTYPES = Literal["float32", "bfloat16", "float16"]
@@ -198,12 +200,19 @@ def _opened(config: EvalConfig) -> dict[str, "Subject"]:
 
 
 def _identity(config: EvalConfig, subjects: dict[str, "Subject"]) -> dict[str, Any]:
-    """What the results are the results of: weights and versions. Who trains on has another model under the same name."""
+    """What the results are the results of: weights and code. Who trains on has another model under the same name."""
     from diffulm.recipes.machine import version
 
     names = ["diffulm", "torch", "transformers", *(["lm-eval"] if config.tasks else [])]
     weights = {f"weights of {role}": _fingerprint(one.lm.model) for role, one in subjects.items()}
-    return weights | {name: version(name) for name in names}
+    return weights | {"source": _source()} | {name: version(name) for name in names}
+
+
+@functools.cache
+def _source() -> str:
+    """A checksum of this package: what other code has measured is not gone on with, whatever its version is called."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _fingerprint(model: Any) -> str:
@@ -248,7 +257,7 @@ def _about(config: EvalConfig, subjects: dict[str, "Subject"], identity: dict[st
     precision = {
         role: str(next(one.lm.model.parameters()).dtype).removeprefix("torch.") for role, one in subjects.items()
     }
-    versions = {key: value for key, value in identity.items() if not key.startswith("weights")}
+    versions = {key: value for key, value in identity.items() if key != "source" and not key.startswith("weights")}
     commands = {part: command(config, part) for part in _parts(config)}
     return {"seed": config.seed, "versions": versions, "precision": precision, "command": commands}
 

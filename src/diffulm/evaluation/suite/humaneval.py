@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffulm.canvas import Hole
+from diffulm.errors import BadInput
 from diffulm.evaluation import sandbox, tasks
 from diffulm.evaluation.cells import Cell, absent, mean_cell
 from diffulm.evaluation.choices import share_error
@@ -22,7 +23,7 @@ FIELDS = ("task_id", "entry_point", "prompt", "suffix", "canonical_solution", "t
 SOURCE = Source("humaneval-infilling/single-line.jsonl", FIELDS)
 STEPS = 64
 LINE = Hole(1, 48)
-"""A line of a parent that nobody told when to stop: 1 in 100 that stood there is longer."""
+"""A line of a parent that nobody told when to stop: of 900 that stood there one is longer."""
 
 
 def document(row: Row) -> tasks.Document:
@@ -65,9 +66,11 @@ def _cell(trial: Trial, problems: list[tasks.Document], hole: Hole | None = None
         for problem, one, answer in zip(problems, blanks, found, strict=True)
         if answer.text is not None
     ]
-    outcomes = trial.journal.map(
-        f"programs, {sandbox.SECONDS} s, {sandbox.MEMORY} bytes", programs, _tried, together=16
-    )
+    limits = f"{sandbox.SECONDS} s, {sandbox.MEMORY} bytes"
+    try:
+        outcomes = trial.journal.map(f"programs, {limits}", programs, _tried, together=16)
+    except BadInput as error:  # no sandbox on this system: nothing is run, and the cell says so
+        return absent("humaneval", "pass@1", str(error))
     whys = Counter(why for why, _ in outcomes if why != "passed")
     more: dict[str, Any] = {
         "length": "free" if hole else "oracle",
