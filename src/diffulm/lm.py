@@ -307,7 +307,8 @@ def adopt(
 
 
 def load(source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None) -> DiffusionLM:
-    """Open an adapted checkpoint: ours, or the released DiffuGPT / DiffuLLaMA layouts.
+    """Open an adapted checkpoint: ours, the released DiffuGPT / DiffuLLaMA layouts, or another project's diffusion model that
+    docs/importing.md lists.
 
     See `diffulm.checkpoint.load.load` for the arguments and what is refused.
     """
