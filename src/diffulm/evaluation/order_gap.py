@@ -45,7 +45,9 @@ def order_gap(
     block-causal model has neither of them: its orders are within a block.
     """
     whole = subject.lm.record.attention == "full"
-    readings = READINGS if whole else {name: READINGS[name] for name in (AR, "left to right", "any-order bound")}
+    readings: dict[str, Method] = (
+        READINGS if whole else {name: READINGS[name] for name in (AR, "left to right", "any-order bound")}
+    )
     if subject.autoregressive:
         readings = {AR: READINGS[AR]}
     found = {
