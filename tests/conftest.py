@@ -69,3 +69,19 @@ def run(capsys):
         return end.value.code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def child():
+    """The shipped diffusion model, to be asked."""
+    from diffulm.evaluation.subject import opened
+
+    return opened("pocket")
+
+
+@pytest.fixture(scope="session")
+def parent():
+    """Its parent, read from left to right."""
+    from diffulm.evaluation.subject import opened
+
+    return opened("pocket-ar", parent=True)

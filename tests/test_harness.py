@@ -33,16 +33,6 @@ with warnings.catch_warnings():
 CODE = [("def close(self):", "\n    self.file.close()"), ("import os", "\n"), ("", "class A:\n"), ("x = [1", ", 2]")]
 
 
-@pytest.fixture(scope="module")
-def child():
-    return opened("pocket")
-
-
-@pytest.fixture(scope="module")
-def parent():
-    return opened("pocket-ar", parent=True)
-
-
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """lm-eval asks a dozen commands about the machine, for seconds."""

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from diffulm import bounds, randomness
+from diffulm import bounds, randomness, scoring
 from diffulm.bounds import Score
 from diffulm.canvas import Hole
 from diffulm.denoiser.denoiser import Denoiser
@@ -18,6 +18,7 @@ from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.lm import DiffusionLM, Generation, adopt, load
 from diffulm.samplers import Frame
+from diffulm.scoring import Scored
 
 BOS, EOS, MASK = 0, 1, 2
 GAP = 3  # rows of the vocabulary that the tokenizer does not know
@@ -294,11 +295,11 @@ def test_score_like_its_argument_and_contexts():
 def test_texts_of_one_context_or_key_share_their_random_numbers(monkeypatch):
     keys = []
 
-    def spy(*arguments):
-        keys.append(arguments[-1])
-        return Score(0.0, 0.0, 1)
+    def spy(denoiser, requests, *settings):
+        keys.extend(one.key for one in requests)
+        return [Scored(0.0, 0.0, 1, 1) for _ in requests]
 
-    monkeypatch.setattr(bounds, "bound", spy)
+    monkeypatch.setattr(scoring, "scores", spy)
     lm = model()
     lm.score([" a", " b"], "The")
     lm.score(" a", "Once")

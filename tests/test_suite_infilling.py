@@ -34,16 +34,6 @@ PROBLEM = {
 }
 
 
-@pytest.fixture(scope="module")
-def child():
-    return opened("pocket")
-
-
-@pytest.fixture(scope="module")
-def parent():
-    return opened("pocket-ar", parent=True)
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Few lengths for a hole of free length, few draws."""

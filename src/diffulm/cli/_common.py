@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -148,7 +147,9 @@ def only_result() -> Iterator[TextIO]:
 
 def write_json(document: Any, out: TextIO) -> None:
     """One JSON document and a newline. JSON has no infinity and no NaN: null stands for them."""
-    text = json.dumps(_plain(document), ensure_ascii=False, allow_nan=False, indent=2)
+    from diffulm.evaluation.document import plain
+
+    text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False, indent=2)
     print(
         text.encode("utf-8", "backslashreplace").decode(), file=out
     )  # a name of a file that is no text: as JSON escapes it
@@ -162,17 +163,3 @@ def write_facts(document: dict[str, Any], out: TextIO, indent: str = "") -> None
             write_facts(value, out, indent + "  ")
         else:
             print(f"{indent}{key}: {'-' if value is None else value}", file=out)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value)
