@@ -86,12 +86,15 @@ def error(subject: Subject, questions: list[list[Request]], method: str, draws: 
     return math.sqrt(statistics.fmean(squares))
 
 
-def measured(subject: Subject, documents: list[dict], name: str, pairs: int) -> dict[str, Any]:
+def measured(subject: Subject, documents: list[dict], name: str, pairs: int, random: bool) -> dict[str, Any]:
+    """random: weights that mean nothing; what error they have is not asked, and the bound takes as many draws as levels."""
     questions = [question(name, number, one) for number, one in enumerate(documents)]
     asked = encoded(subject, questions)
     flat = [request for one in asked for request in one]
-    wanted = error(subject, asked, "published", LEVELS)
-    enough = next((n for n in DRAWS if error(subject, asked, "bound", n) <= wanted), DRAWS[-1])
+    wanted = None if random else error(subject, asked, "published", LEVELS)
+    enough = (
+        LEVELS if wanted is None else next((n for n in DRAWS if error(subject, asked, "bound", n) <= wanted), DRAWS[-1])
+    )
     texts = [choice for one in questions for _, choice, _ in one.texts]
     method = choices.method_for(subject, texts, LEVELS)
     sides: dict[str, Callable[[], Any]] = {
@@ -152,27 +155,30 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--gpt2", metavar="TOKENIZER", help="a folder with GPT-2's tokenizer")
-    parser.add_argument("--questions", type=int, default=12, help="of each task; a quarter of it for GPT-2")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=4, help="of each task; a quarter of it for GPT-2")
+    parser.add_argument("--pairs", type=int, default=3, help="for GPT-2 one")
+    parser.add_argument("--out", type=Path, help="a file that holds what is done so far")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    subjects: list[tuple[Callable[[], Subject], int]] = [
-        (lambda name=name: opened(name), asked.questions) for name in asked.models
+    subjects: list[tuple[Callable[[], Subject], int, int, bool]] = [
+        (lambda name=name: opened(name), asked.questions, asked.pairs, False) for name in asked.models
     ]
     if asked.gpt2:
-        subjects.append((lambda: gpt2(asked.gpt2), max(1, asked.questions // 4)))
+        subjects.append((lambda: gpt2(asked.gpt2), max(1, asked.questions // 4), 1, True))
     report: dict[str, Any] = {"conditions": conditions(asked.threads), "models": {}}
-    for make, count in subjects:
+    for make, count, pairs, random in subjects:
         subject = make()
         found = {}
         for name in TASKS:
-            found[name] = measured(subject, tasks.documents(tasks.load(name), asked.data, count), name, asked.pairs)
+            documents = tasks.documents(tasks.load(name), asked.data, count)
+            found[name] = measured(subject, documents, name, pairs, random)
             said = {side: round(one["ratio"], 2) for side, one in found[name]["ratios"].items()}
             print(subject.name, name, said, file=sys.stderr, flush=True)
         report["models"][subject.name] = {"tasks": found, "together": together(found)}
-        print(subject.name, report["models"][subject.name]["together"], file=sys.stderr, flush=True)
+        if asked.out:
+            asked.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if asked.json else report)
 
 
