@@ -170,7 +170,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "a negative mask id": (lambda at: record(at, mask_token_id=-1), "mask token id -1 lies outside"),
     "a BOS id beyond the vocabulary": (lambda at: record(at, bos_token_id=65), "bos_token_id 65 lies outside"),
     "an attention of no kind": (lambda at: record(at, attention="half"), "it can be 'full' or 'block'"),
-    "blocks of no size": (lambda at: record(at, attention="block"), "needs a block_size"),
+    "blocks of no size": (lambda at: record(at, attention="block"), "needs a positive block_size"),
     "a note that is no boolean": (lambda at: record(at, additive_mask="x"), "additive_mask = 'x'"),
     "a mask flag beyond the vocabulary": (
         lambda at: at.generate(at.model(), "--mask-token-id", "65"), "65 lies outside", "give another --mask-token-id",

@@ -96,7 +96,7 @@ class Subject:
             chosen = GenerateOptions(steps=steps, temperature=temperature, batch_size=batch_size, **options)
             texts = self._filled(kept, lengths, chosen, seeds, stop, draws)
         cuts = [len(ids) - len(rest) for ids, rest in zip(encoded, kept, strict=True)]
-        return [[Completion(*one[:1], lost, one[1]) for one in of] for of, lost in zip(texts, cuts, strict=True)]
+        return [[Completion(text, lost, new) for text, new in of] for of, lost in zip(texts, cuts, strict=True)]
 
     def _filled(
         self,
@@ -159,11 +159,10 @@ class Subject:
                 out = self.lm.model.generate(
                     ids, attention_mask=present, max_new_tokens=max(most), pad_token_id=self._pad, **how
                 )
+            rows = [*zip(tile, most, strict=True)] * (count if drawn else 1)
             new = [
                 self._text(one, row[longest : longest + n], stop)
-                for one, n, row in zip(
-                    *(self._repeated(each, drawn, count) for each in (tile, most)), out.tolist(), strict=True
-                )
+                for (one, n), row in zip(rows, out.tolist(), strict=True)
             ]
             texts += [new] if drawn else [[one] * count for one in new]
         return texts
@@ -175,10 +174,6 @@ class Subject:
             if longest + len(self.bos) <= self.context:
                 return min(size, len(prompts))
         return 1
-
-    @staticmethod
-    def _repeated(tile: list[Any], drawn: bool, count: int) -> list[Any]:
-        return tile * count if drawn else tile
 
     def _text(self, before: list[int], new: list[int], stop: Sequence[str]) -> tuple[str, int]:
         eos = self.tokenizer.eos_token_id
