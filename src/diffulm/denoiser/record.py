@@ -48,7 +48,9 @@ class Record:
         if self.attention not in ("full", "block"):
             raise BadInput(f"record: attention is {self.attention!r}; it can be 'full' or 'block'")
         if self.attention == "block" and not 1 <= (self.block_size or 0) < 2**31:
-            raise BadInput(f"record: attention 'block' needs a positive block_size below 2^31, found {self.block_size!r}")
+            raise BadInput(
+                f"record: attention 'block' needs a positive block_size below 2^31, found {self.block_size!r}"
+            )
         if self.window not in (None, "keep", "lift"):
             raise BadInput(f"record: window is {self.window!r}; it can be 'keep', 'lift' or null")
         if self.shift and self.bos_token_id is None:
