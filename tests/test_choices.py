@@ -74,6 +74,13 @@ def test_choices_share_their_random_numbers(tiny):
     assert asked._against(1) == (0.0, 0.0, 4)
 
 
+def test_every_round_draws_anew(tiny):
+    (asked,) = (choices._Asked(tiny, one, "none") for one in questions(1, 8))
+    for number in (0, 1):
+        asked.add(scoring.scores(tiny.denoiser, asked.requests(number), "bound", 8))
+    assert len(asked.values[0]) == 16 and asked.values[0][:8] != asked.values[0][8:]
+
+
 def test_sampling_stops_early_only_where_the_winner_is_beyond_doubt(tiny):
     """Stopped early against all draws of the same rounds: at most 3 of 60 answers differ (1% of 60 is 0.6; more than 3 has a
     probability of 0.3%), and draws are saved where one choice is shorter, as nats that are not divided have it."""

@@ -13,7 +13,7 @@ from diffulm.denoiser.record import Record
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.evaluation import likelihood
-from diffulm.scoring import Request, encoded, scores
+from diffulm.scoring import Request, encoded, hidden_draws, scores
 from models import build, ids, tokenizer
 
 CLOSE = 2e-5  # of nats a request: float32 sums of a dozen terms in another order; the promise is 1e-4 a token
@@ -113,6 +113,14 @@ def test_a_block_model_is_read_beside_the_clean_text():
             assert one.nats == pytest.approx(causal.nats, abs=CLOSE) and one.stderr == 0
     with pytest.raises(BadInput, match="full attention"):
         scores(denoiser, asked, "multi_order")
+
+
+def test_each_block_has_draws_of_its_own():
+    hidden, weight = hidden_draws(torch.arange(1, 17), 17, 8, 32, seed=0, key=3)
+    assert not hidden[:, 0].any() and hidden[:, 1:8].any(1).all() and hidden[:, 8:16].any(1).all()
+    assert not torch.equal(weight[:, 1], weight[:, 8])  # 7 tokens and 8
+    pairs = hidden_draws(torch.arange(16), 16, 8, 32, seed=0, key=3)[0]
+    assert not torch.equal(pairs[:, :8], pairs[:, 8:])
 
 
 @pytest.mark.parametrize("draws", [8, 32])
