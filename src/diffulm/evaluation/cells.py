@@ -59,6 +59,21 @@ def mean_cell(task: str, metric: str, items: Sequence[float], **more: Any) -> Ce
     return Cell(task, metric, statistics.fmean(items), error(items), len(items), items=tuple(items), **more)
 
 
+def share_cell(task: str, metric: str, hits: Sequence[float], noise: float | None = 0.0, **more: Any) -> Cell:
+    """The share of `hits` (0 or 1). noise: the error that is the draws', 0 where nothing is drawn, None where it is not told
+    apart from that of the questions."""
+    if not hits:
+        return absent(task, metric, more.pop("note", "") or "no question could be asked", **more)
+    stderr = math.hypot(share_error(sum(hits), len(hits)), noise or 0.0)
+    return Cell(task, metric, statistics.fmean(hits), stderr, len(hits), monte_carlo=noise, items=tuple(hits), **more)
+
+
+def share_error(hits: float, count: int) -> float:
+    """Standard error of a share, by adding two hits and two misses (Agresti and Coull): never 0."""
+    share = (hits + 2) / (count + 4)
+    return math.sqrt(share * (1 - share) / (count + 4))
+
+
 def error(items: Sequence[float]) -> float | None:
     """Standard error of the mean; None for one item, which says nothing of its error."""
     return statistics.stdev(items) / math.sqrt(len(items)) if len(items) > 1 else None

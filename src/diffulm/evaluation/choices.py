@@ -15,7 +15,7 @@ import torch
 
 from diffulm import bounds, randomness, scoring
 from diffulm.canvas import encode
-from diffulm.evaluation.cells import Cell, absent
+from diffulm.evaluation.cells import Cell, share_cell
 from diffulm.evaluation.journal import Journal
 from diffulm.evaluation.subject import Subject
 from diffulm.scoring import Method, Request
@@ -149,17 +149,18 @@ class _Asked:
         best, label = self.best, self.question.label
         # the right choice against the best, or, where it is the best, against the closest rival
         rivals = [i for i in range(len(self.nats)) if i != best] if best == label else [label]
-        sure = min(_probability(*self._against(rival)[:2]) for rival in rivals)
+        sure = min(probability(*self._against(rival)[:2]) for rival in rivals)
         return Answer(best, best == label, sure, each * self.rounds, self.forwards, self.cut)
 
 
-def _probability(ahead: float, error: float) -> float:
+def probability(ahead: float, error: float) -> float:
+    """Of being ahead indeed, for what is ahead by so much with this standard error; a half where the error is not known."""
     return NormalDist().cdf(ahead / error) if 0 < error < math.inf else 1.0 if error == 0 else 0.5
 
 
 def accuracy(task: str, found: Sequence[Answer], chance: float, **more: Any) -> Cell:
-    """The share of right answers. Its error is that of the questions (plus four, so that none or all right has one, too) and
-    of the draws; questions that could not be asked are left out and counted."""
+    """The share of right answers. Its error is that of the questions and of the draws; questions that could not be asked are
+    left out and counted."""
     items = [float(one.correct) for one in found if one.picked is not None]
     counts = {
         "contexts cut": sum(one.cut > 0 and one.picked is not None for one in found),
@@ -171,18 +172,8 @@ def accuracy(task: str, found: Sequence[Answer], chance: float, **more: Any) -> 
     if drawn:
         settings["draws_taken"] = round(statistics.fmean(one.draws for one in drawn), 2)
     more |= {"settings": settings, "counts": {name: count for name, count in counts.items() if count}}
-    if not items:
-        return absent(task, "accuracy", "no question could be asked", **more)
-    noise = math.sqrt(sum(one.sure * (1 - one.sure) for one in found if one.picked is not None)) / len(items)
-    error = math.hypot(share_error(sum(items), len(items)), noise)
-    value = statistics.fmean(items)
-    return Cell(task, "accuracy", value, error, len(items), monte_carlo=noise, items=tuple(items), **more)
-
-
-def share_error(hits: float, count: int) -> float:
-    """Standard error of a share, by adding two hits and two misses (Agresti and Coull): never 0."""
-    share = (hits + 2) / (count + 4)
-    return math.sqrt(share * (1 - share) / (count + 4))
+    noise = math.sqrt(sum(one.sure * (1 - one.sure) for one in found if one.picked is not None)) / max(1, len(items))
+    return share_cell(task, "accuracy", items, noise, **more)
 
 
 def journaled(journal: Journal, name: str, subject: Subject, questions: Sequence[Question], **how: Any) -> list[Answer]:

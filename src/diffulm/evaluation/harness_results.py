@@ -4,15 +4,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import torch
 
 from diffulm import bounds
 from diffulm.evaluation import rolling
-from diffulm.evaluation.cells import Cell, mean_cell
-from diffulm.evaluation.choices import share_error
+from diffulm.evaluation.cells import Cell, mean_cell, share_cell
+from diffulm.evaluation.choices import probability
 
 Asked = Mapping[tuple[Any, Any], Sequence[Mapping[str, Any]]]
 """By (task, document): what is known of each request, see `harness.DiffuLM.scored`."""
@@ -67,8 +66,7 @@ def _cell(
     if cell.value is None or not set(numbers) <= {0.0, 1.0}:
         return cell
     noise = _noise([_shares(task, one["doc"], more["normalisation"]) for one in kept], requests)
-    stderr = math.hypot(share_error(sum(numbers), len(numbers)), noise)
-    return Cell(**{**vars(cell), "stderr": stderr, "monte_carlo": noise})
+    return share_cell(name, title, numbers, noise, **more)
 
 
 def _counts(name: str, samples: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, int]:
@@ -129,11 +127,7 @@ def _noise(shares: Sequence[list[float] | None], requests: Sequence[Sequence[Map
             continue
         drawn = [one * weight for one, weight in zip(drawn, weights or [1.0] * len(drawn), strict=False)]
         best = min(range(len(drawn)), key=lambda i, drawn=drawn: float(drawn[i].mean()))
-        sure = min(_sure(one - drawn[best]) for i, one in enumerate(drawn) if i != best)
+        ahead = [one - drawn[best] for i, one in enumerate(drawn) if i != best]
+        sure = min(probability(float(one.mean()), bounds.spread(one)[0]) for one in ahead)
         variance += sure * (1 - sure)
     return math.sqrt(variance) / len(requests)
-
-
-def _sure(ahead: torch.Tensor) -> float:
-    spread = bounds.spread(ahead)[0]
-    return 1.0 if spread == 0 else NormalDist().cdf(float(ahead.mean()) / spread) if math.isfinite(spread) else 0.5

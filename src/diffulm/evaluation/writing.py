@@ -1,13 +1,11 @@
 """Questions answered in writing: prompts out of documents and shots, completions through the journal, the share of hits."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffulm.canvas import encode
-from diffulm.evaluation.cells import Cell, Length, absent
-from diffulm.evaluation.choices import share_error
+from diffulm.evaluation.cells import Cell, Length, share_cell
 from diffulm.evaluation.subject import Subject
 from diffulm.evaluation.tasks import Document
 from diffulm.evaluation.trial import Trial
@@ -87,15 +85,9 @@ def share(task: str, hits: Sequence[bool], texts: Sequence[Written], metric: str
     cut = sum(one.cut > 0 for one in texts)
     counts = {"contexts cut": cut, **more.pop("counts", {})}
     more["counts"] = {name: count for name, count in counts.items() if count}
-    if not hits:
-        more.pop("note", None)
-        return absent(task, metric, "no question could be asked", **more)
     said = [more.pop("note", ""), f"{cut} of {len(texts)} contexts cut on the left" if cut else ""]
-    more["note"] = "; ".join(filter(None, said))
-    items = tuple(float(one) for one in hits)
-    return Cell(
-        task, metric, statistics.fmean(items), share_error(sum(items), len(items)), len(items), items=items, **more
-    )
+    more["note"] = "; ".join(filter(None, said)) if hits else ""
+    return share_cell(task, metric, [float(one) for one in hits], more.pop("monte_carlo", None), **more)
 
 
 def told(subject: Subject, oracle: bool = False) -> Length:

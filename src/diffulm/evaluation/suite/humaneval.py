@@ -12,8 +12,7 @@ from typing import Any
 from diffulm.canvas import Hole
 from diffulm.errors import BadInput
 from diffulm.evaluation import sandbox, tasks
-from diffulm.evaluation.cells import Cell, absent, mean_cell
-from diffulm.evaluation.choices import share_error
+from diffulm.evaluation.cells import Cell, absent, share_cell
 from diffulm.evaluation.data import Row, Source
 from diffulm.evaluation.infilling import Answer, Blank, answers, cost, missing
 from diffulm.evaluation.trial import Trial
@@ -80,8 +79,7 @@ def _cell(trial: Trial, problems: list[tasks.Document], hole: Hole | None = None
         | {"sandbox": "seccomp" if all(filtered for _, filtered in outcomes) else "no seccomp"},
         "counts": missing(found) | dict(sorted(whys.items())),
     }
-    cell = mean_cell("humaneval", "pass@1", [float(why == "passed") for why, _ in outcomes], **more)
-    return replace(cell, stderr=share_error(sum(cell.items), cell.count)) if cell.items else cell
+    return share_cell("humaneval", "pass@1", [float(why == "passed") for why, _ in outcomes], None, **more)
 
 
 def blank(problem: tasks.Document) -> Blank:

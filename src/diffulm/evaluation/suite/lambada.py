@@ -1,11 +1,8 @@
 """LAMBADA: the last word of a passage, right when every token of it is the likeliest in its place, left to right."""
 
-from dataclasses import replace
-
 from diffulm import scoring
 from diffulm.evaluation import tasks
-from diffulm.evaluation.cells import Cell, mean_cell
-from diffulm.evaluation.choices import share_error
+from diffulm.evaluation.cells import Cell, mean_cell, share_cell
 from diffulm.evaluation.trial import Trial
 
 TITLE = "the last word of a passage"
@@ -31,10 +28,8 @@ def run(trial: Trial) -> list[Cell]:
     counts = {"contexts cut": sum(row[3] > 0 for row in rows), "not askable": len(kept) - len(rows)}
     more = {
         "length": "none" if subject.autoregressive else "oracle",
-        "monte_carlo": 0.0,
         "settings": {"method": method, "shots": 0},
         "counts": {name: count for name, count in counts.items() if count},
     }
-    hits = mean_cell("lambada", "accuracy", [row[0] for row in rows], **more)
-    hits = replace(hits, stderr=share_error(sum(hits.items), hits.count) if rows else None)
-    return [hits, mean_cell("lambada", "nats a word", [row[1] for row in rows], better="lower", **more)]
+    nats = mean_cell("lambada", "nats a word", [row[1] for row in rows], better="lower", monte_carlo=0.0, **more)
+    return [share_cell("lambada", "accuracy", [row[0] for row in rows], **more), nats]
