@@ -57,15 +57,20 @@ def samples(denoiser: Any, judge: Any) -> dict[str, dict[str, float]]:
     return found
 
 
-def parent_samples(judge: Any, bos: int) -> dict[str, float]:
-    """The parent's own samples at temperature 1, the reference for both figures."""
+def own_samples(judge: Any, bos: int, count: int, length: int) -> torch.Tensor:
+    """(count, length): an AR model's own samples at temperature 1, BOS in front of each."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = torch.full((SAMPLES, 1), bos)
-        ids = judge.generate(
-            start, attention_mask=torch.ones_like(start), max_new_tokens=LENGTH - 1, min_new_tokens=LENGTH - 1,
+        start = torch.full((count, 1), bos)
+        return judge.generate(
+            start, attention_mask=torch.ones_like(start), max_new_tokens=length - 1, min_new_tokens=length - 1,
             do_sample=True, top_k=0, top_p=1.0, pad_token_id=0,
         )  # fmt: skip
+
+
+def parent_samples(judge: Any, bos: int) -> dict[str, float]:
+    """The parent's own samples, the reference for both figures."""
+    ids = own_samples(judge, bos, SAMPLES, LENGTH)
     got = generation.quality(judge, ids)
     return {"perplexity": got.perplexity, "entropy": got.entropy}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import scaling
 import torch
-from adaptation import held_out
+from adaptation import held_out, own_samples
 from curves import error, rounded
 
 from diffulm import lm
@@ -134,13 +134,7 @@ def samples(bench: Bench, name: str, kind: str) -> list[dict[str, Any]]:
     judge, found = bench.judge(kind), []
     if name in PARENTS.values():
         bos = int(bench.blocks[kind][0, 0])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            start = torch.full((SAMPLES, 1), bos)
-            ids = judge.generate(
-                start, attention_mask=torch.ones_like(start), max_new_tokens=LENGTH - 1, min_new_tokens=LENGTH - 1,
-                do_sample=True, top_k=0, top_p=1.0, pad_token_id=0,
-            )  # fmt: skip
+        ids = own_samples(judge, bos, SAMPLES, LENGTH)
         return [
             {"sampler": "its own"} | quality(judge, ids),
             {"sampler": "held-out text"} | quality(judge, bench.blocks[kind][:SAMPLES, :LENGTH]),

@@ -13,6 +13,7 @@ The functions know the network only as a `Denoise`, whose rows must not depend o
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
@@ -84,6 +85,7 @@ def draws(
     return rank < count[:, None], tokens / count
 
 
+@lru_cache(maxsize=1024)  # asked for every score, with few different freedoms
 def student(freedom: int, tail: float = 0.025) -> float:
     """The quantile of Student's t that it exceeds with probability `tail`, by bisection of the closed form of its
     distribution for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""

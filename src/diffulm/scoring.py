@@ -153,7 +153,7 @@ def _check(denoiser: Denoiser, requests: Sequence[Request]) -> None:
 
 def _plan(denoiser: Denoiser, request: Request, method: Method, draws: int, seed: int, orders: int) -> _Plan:
     length, free = len(request.ids), torch.arange(request.start, request.stop)
-    size = _block_size(denoiser, length)
+    size = block_size(denoiser, length)
     if method == "autoregressive":
         where = torch.zeros(1, length, dtype=torch.bool)
         where[:, free] = True
@@ -174,7 +174,11 @@ def _plan(denoiser: Denoiser, request: Request, method: Method, draws: int, seed
     raise BadInput(f"method={method}: is none of {', '.join(METHODS)}")
 
 
-def _block_size(denoiser: Denoiser, length: int) -> int:
+def positions_a_call(device: torch.device) -> int:
+    return TOKENS_A_CALL_CPU if device.type == "cpu" else TOKENS_A_CALL
+
+
+def block_size(denoiser: Denoiser, length: int) -> int:
     """Positions that are filled together: the whole text under full attention."""
     record = denoiser.record
     return min(record.block_size or length, length) if record.attention == "block" else length
@@ -273,7 +277,7 @@ def _run(
     Rows are collected until they fill a call; the plans come by length, so little is padding.
     """
     reads = method in ("left_to_right", "autoregressive")
-    most = TOKENS_A_CALL_CPU if denoiser.device.type == "cpu" else TOKENS_A_CALL
+    most = positions_a_call(denoiser.device)
     waiting: list[tuple[int, int, int]] = []  # (request, first row, row behind the last)
     open_plans: dict[int, tuple[_Plan, Tensor, list[bool]]] = {}
 

@@ -16,7 +16,7 @@ from diffulm.bounds import standard_error
 from diffulm.denoiser.denoiser import Clean, Denoiser
 from diffulm.denoiser.probe import evaluating
 from diffulm.randomness import key, uniform
-from diffulm.scoring import TOKENS_A_CALL, TOKENS_A_CALL_CPU, hidden_draws
+from diffulm.scoring import block_size, hidden_draws, positions_a_call
 from diffulm.shapes import Float, Int
 
 LEVELS = 10
@@ -38,7 +38,8 @@ class Loss:
 def bound(denoiser: Denoiser, blocks: Int[Tensor, "n l"], samples: int = 16, seed: int = 0) -> Loss:
     """Any-order bound by the count estimator, `samples` draws a block, the same draws for the same seed."""
     blocks = blocks.to(denoiser.device)
-    size, length = _block_size(denoiser, blocks), blocks.shape[1]
+    length = blocks.shape[1]
+    size = block_size(denoiser, length)
     samples = 1 if size == 1 else samples  # blocks of one are exactly autoregressive
     drawn = [_drawn(length, size, samples, seed, index) for index in range(len(blocks))]
     where, weight = (torch.cat(parts) for parts in zip(*drawn, strict=True))
@@ -70,7 +71,8 @@ def left_to_right(denoiser: Denoiser, blocks: Int[Tensor, "n l"], forwards: int 
     spread evenly over it and the same for the same seed; the error is then no more than `stderr`.
     """
     blocks = blocks.to(denoiser.device)
-    length, size = blocks.shape[1], _block_size(denoiser, blocks)
+    length = blocks.shape[1]
+    size = block_size(denoiser, length)
     position = torch.arange(length, device=blocks.device)
     first = 1 if size >= length else 0
     steps = size - first
@@ -128,12 +130,6 @@ def _error(means: Float[Tensor, " n"]) -> float:
     return float(means.std() / len(means) ** 0.5) if len(means) > 1 else math.inf
 
 
-def _block_size(denoiser: Denoiser, blocks: Tensor) -> int:
-    """Positions that are filled together: the whole text under full attention."""
-    record, length = denoiser.record, blocks.shape[1]
-    return min(record.block_size or length, length) if record.attention == "block" else length
-
-
 def _cross_entropy(
     denoiser: Denoiser, ids: Tensor, where: Tensor, hidden: Tensor | None = None, visible: Tensor | None = None
 ) -> Tensor:
@@ -154,5 +150,4 @@ def _cross_entropy(
 
 
 def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    positions = TOKENS_A_CALL_CPU if rows.device.type == "cpu" else TOKENS_A_CALL
-    return rows.split(max(1, positions // rows.shape[1]))
+    return rows.split(max(1, positions_a_call(rows.device) // rows.shape[1]))
