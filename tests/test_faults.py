@@ -20,7 +20,7 @@ from runs import short, timeless, weights
 GOES_ON = "the same command goes on from the last checkpoint"
 TRAINER = "diffulm.training.trainer:DiffusionTrainer"
 PLACES = {
-    "opening the parent": ("diffulm.recipes.train:adopt", 1),
+    "opening the parent": ("diffulm.recipes.pretraining:adopt", 1),
     "packing text": ("diffulm.data.blocks:write_arrow", 1),
     "the first look": ("diffulm.recipes.train:first_look", 1),
     "a step": (f"{TRAINER}.training_step", 4),
@@ -74,17 +74,23 @@ def test_ctrl_c_again_while_the_first_is_handled(forks: Forks, home, tmp_path, f
 
 def test_ctrl_c_that_a_library_swallows_ends_the_command_the_second_time(forks: Forks, home, tmp_path):
     swallowed = "try: os.kill(os.getpid(), 2); time.sleep(1)\nexcept KeyboardInterrupt: pass\n" * 2
-    child = forks.diffulm(*short(home, tmp_path / "a"), first=f"when('diffulm.recipes.train:adopt', 1, {swallowed!r})")
+    child = forks.diffulm(
+        *short(home, tmp_path / "a"), first=f"when('diffulm.recipes.pretraining:adopt', 1, {swallowed!r})"
+    )
     assert (child.wait(), child.err) == (130, f"diffulm: interrupted; {GOES_ON}\n")
 
 
 def test_ctrl_c_that_falls_into_a_destructor_or_an_import(forks: Forks, home, tmp_path):
     """Python drops what a destructor raises; C code that imports makes an ImportError of it. Both still end the command."""
     dropped = "class D:\n    def __del__(self): os.kill(os.getpid(), 2); time.sleep(1)\nD()"
-    child = forks.diffulm(*short(home, tmp_path / "a"), first=f"when('diffulm.recipes.train:adopt', 1, {dropped!r})")
+    child = forks.diffulm(
+        *short(home, tmp_path / "a"), first=f"when('diffulm.recipes.pretraining:adopt', 1, {dropped!r})"
+    )
     assert (child.wait(), child.err) == (130, f"diffulm: interrupted; {GOES_ON}\n")
     turned = "try: os.kill(os.getpid(), 2); time.sleep(1)\nexcept KeyboardInterrupt: raise ImportError('numpy')"
-    child = forks.diffulm(*short(home, tmp_path / "b"), first=f"when('diffulm.recipes.train:adopt', 1, {turned!r})")
+    child = forks.diffulm(
+        *short(home, tmp_path / "b"), first=f"when('diffulm.recipes.pretraining:adopt', 1, {turned!r})"
+    )
     assert (child.wait(), child.err) == (130, f"diffulm: interrupted; {GOES_ON}\n")
 
 

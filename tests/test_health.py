@@ -68,7 +68,9 @@ def after_adoption(change):
 
     def break_it(monkeypatch):
         original = measure.judge_of
-        monkeypatch.setattr("diffulm.recipes.train.judge_of", lambda *args: (change(monkeypatch), original(*args))[1])
+        monkeypatch.setattr(
+            "diffulm.recipes.pretraining.judge_of", lambda *args: (change(monkeypatch), original(*args))[1]
+        )
 
     return break_it
 

@@ -30,7 +30,7 @@ from diffulm.errors import BadInput
 from diffulm.recipes import adapt
 from diffulm.recipes.config import resolve
 from diffulm.recipes.prepare import PrepareConfig, carry_out, run
-from diffulm.recipes.train import blocks as run_blocks
+from diffulm.recipes.pretraining import blocks as run_blocks
 from diffulm.training.curriculum import Samples
 from models import bad
 from runs import WORDS, short, timeless, weights

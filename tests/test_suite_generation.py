@@ -3,6 +3,7 @@
 import json
 import math
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,6 +271,51 @@ def test_gsm8k_says_whether_the_model_was_fine_tuned_and_fills_the_canvas(folder
     assert gsm8k.run(Trial(asked, data=folder))[0].note == ""
     cell = gsm8k.run(Trial(Fake(lambda prompt, draw: " 50000"), data=folder))[0]
     assert (cell.value, cell.counts) == (0.0, {"no answer found": 5})  # a number, but no mark before it
+
+
+TALK = "{% for m in messages %}<u>{{ m.content }}{% if m.role == 'assistant' %}<end>{% else %}<a>{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_gsm8k_asks_in_the_template_of_fine_tuning_and_its_end_of_a_turn_ends_the_text(
+    folder, monkeypatch, autoregressive
+):
+    subject = small(autoregressive, special=("<u>", "<a>", "<end>"), template=TALK)
+    words = subject.tokenizer.convert_tokens_to_ids
+    w8, end = words("w8"), words("<end>")
+    asked = []
+
+    def fill(denoiser, canvases, options, forbidden, callback, ends, pad, **_):
+        assert (ends, pad) == (end, end)  # no padding of its own: the end of a turn again
+        asked.extend(one.ids[one.fixed].tolist() for one in canvases)
+        new = [w8, w8, end, *[w8] * 99]
+        return [Filled(one, [*one.ids[one.fixed].tolist(), *new][: len(one.ids)], 1, 0.0) for one in canvases]
+
+    def generate(ids, max_new_tokens, eos_token_id, attention_mask, **_):
+        assert eos_token_id == end
+        asked.extend(row[seen.bool()].tolist() for row, seen in zip(ids, attention_mask, strict=True))
+        return torch.cat([ids, torch.tensor([w8, w8, end, *[w8] * 99])[:max_new_tokens].expand(len(ids), -1)], 1)
+
+    monkeypatch.setattr(subjects, "fill", fill)
+    monkeypatch.setattr(subject.lm.model, "generate", generate)
+    said = []
+    monkeypatch.setattr(gsm8k.answers, "marked", lambda text: said.append(text))
+    cell = gsm8k.run(Trial(subject, data=folder))[0]
+    assert [text.strip() for text in said] == ["w8 w8"] * len(GSM)
+    assert asked == [[1, words("<u>"), words(row["question"].split()[0]), w8, 0, words("<a>")] for row in GSM]
+    assert cell.settings["template"] == "its own"
+    assert cell.note == ("" if autoregressive else "not fine-tuned")  # an adapted chat model was not tuned as one
+
+
+def test_gsm8k_has_a_canvas_as_long_as_the_rows_of_fine_tuning(child):
+    question = {"question": "w3 w4 ?", "context": "Question: w3 w4 ?\nAnswer:"}
+    plain = gsm8k.prompt(child, None, "k", question)
+    assert (plain.ids, plain.length) == (None, CONTEXT - 1 - len(plain.text.split()))
+    shorter = copy(child)
+    shorter.lm = DiffusionLM(copy(child.denoiser), child.tokenizer)
+    shorter.denoiser.record = replace(child.lm.record, notes={"sft": {"length": 48}})
+    assert gsm8k.prompt(shorter, None, "k", question).length == 48 - 1 - len(plain.text.split())
+    assert child.lm.record.notes.get("sft") is None
 
 
 def test_bos_stands_in_front_and_nowhere_else(folder, child, monkeypatch):

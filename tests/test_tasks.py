@@ -79,7 +79,8 @@ EXAMPLES = {
     "gsm8k_symbolic": (
         {"question": "2 + 3?", "chain": "<<2+3=5>>", "answer": "5"},
         {"question": "2 + 3?", "cot": "<<2+3=5>>", "answer": "5"},
-        {"context": "Question: 2 + 3?\nAnswer:", "continuation": " <<2+3=5>> #### 5", "answer": "5", "aliases": ["5"]},
+        {"context": "Question: 2 + 3?\nAnswer:", "continuation": " <<2+3=5>> #### 5", "answer": "5", "aliases": ["5"],
+         "question": "2 + 3?"},
     ),
     "wikitext2": ({"text": " \n = A = \n \n b \n"}, None, {"text": " \n = A = \n \n b \n"}),
     "tinystories": ({"text": "One day."}, None, {"text": "One day."}),

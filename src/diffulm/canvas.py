@@ -85,12 +85,21 @@ class Span:
 
 @dataclass(frozen=True)
 class Canvas:
-    """ids (L,) int64, the mask token in every hole; fixed (L,) bool, True where nothing may change."""
+    """ids (L,) int64, the mask token in every hole; fixed (L,) bool, True where nothing may change.
+
+    closing: (token that ends the text, what then follows) where these are not the tokenizer's EOS and padding.
+    """
 
     ids: Int[Tensor, " l"]
     fixed: Bool[Tensor, " l"]
     spans: tuple[Span, ...]
     tokenizer: Any
+    closing: tuple[int, int] | None = None
+
+    @property
+    def ends(self) -> tuple[int | None, int | None]:
+        """(token that ends a text that goes on to the end of the canvas, what is put behind it; None: the same)."""
+        return self.closing or (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
 
 
 def parse(markup: str) -> list[str | Hole]:
@@ -162,15 +171,21 @@ def continuation(tokenizer: Any, left: Sequence[int], ids: Sequence[int]) -> str
 
 
 def template(
-    tokenizer: Any, bos_token_id: int | None, mask_token_id: int, parts: Iterable[str | Hole], limit: int | None = None
+    tokenizer: Any,
+    bos_token_id: int | None,
+    mask_token_id: int,
+    parts: Iterable[str | Hole],
+    limit: int | None = None,
+    before: Sequence[int] = (),
 ) -> Canvas:
     """The canvas of text with holes: BOS (unless None) at position 0, the texts fixed, the holes masked.
 
-    limit: positions the model can take. A hole of several lengths is made as long as `start_length` says. BadInput for a
-    canvas beyond `limit`, and for parts that are neither str nor Hole.
+    limit: positions the model can take. before: ids between BOS and the text, fixed and no part of it. A hole of several
+    lengths is made as long as `start_length` says. BadInput for a canvas beyond `limit`, and for parts that are neither str
+    nor Hole.
     """
     parts = joined(parts)
-    ids = [] if bos_token_id is None else [bos_token_id]
+    ids = [*([] if bos_token_id is None else [bos_token_id]), *before]
     fixed = [True] * len(ids)
     spans: list[Span] = []
     for part in parts:
@@ -179,7 +194,11 @@ def template(
         needed = len(ids) + (length if length is not None else _at_least(tokenizer, str(part), limit))
         if limit is not None and needed > limit:
             raise _too_long(needed, limit)
-        new = encode(tokenizer, part, inside=bool(spans)) if isinstance(part, str) else [mask_token_id] * (length or 0)
+        new = (
+            encode(tokenizer, part, inside=bool(spans or before))
+            if isinstance(part, str)
+            else [mask_token_id] * (length or 0)
+        )
         spans.append(Span(len(ids), len(ids) + len(new), part if isinstance(part, str) else None))
         ids += new
         fixed += [isinstance(part, str)] * len(new)
@@ -209,6 +228,21 @@ def prompt(
 ) -> Canvas:
     """The canvas of a text to be continued by `length` tokens; see `template`."""
     return template(tokenizer, bos_token_id, mask_token_id, [text, Hole(length)], limit)
+
+
+def continued(
+    tokenizer: Any,
+    bos: list[int],
+    before: list[int],
+    mask_token_id: int,
+    length: int,
+    closing: tuple[int, int] | None = None,
+) -> Canvas:
+    """The canvas of ids to be continued by `length` tokens: what `bos` and `before` are stands fixed in front."""
+    ids = torch.tensor([*bos, *before, *[mask_token_id] * length], dtype=torch.int64)
+    at = len(bos) + len(before)
+    spans = (Span(len(bos), at, decode(tokenizer, before)), Span(at, len(ids), None))
+    return Canvas(ids, torch.arange(len(ids)) < at, spans, tokenizer, closing)
 
 
 def _too_long(tokens: int, limit: int) -> BadInput:

@@ -6,6 +6,7 @@ may not stand there. It looks at the canvas alone, so any order of filling will 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -77,33 +78,61 @@ class Automaton:
     start: int
     finals: frozenset[int]
     moves: dict[int, dict[int, frozenset[int]]]
-    """state -> next state -> tokens."""
+    """state -> next state -> tokens; no token leads from a state to two."""
 
     def allowed(self, tokens: Sequence[int | None]) -> list[set[int]] | None:
         """What each of these positions may hold, given those that are known; None if no text fits."""
-        steps = [self._step(token) for token in tokens]
-        ahead, behind = [self.finals], [frozenset([self.start])]
-        for step in reversed(steps):
-            ahead.insert(0, frozenset(s for s, to in step.items() if not ahead[0].isdisjoint(to)))
-        for step in steps:
-            behind.append(frozenset(each for s in behind[-1] for each in step.get(s, ())))
-        if self.start not in ahead[0]:
-            return None
-        found = []
-        for index, token in enumerate(tokens):
-            pairs = ((s, to) for s in behind[index] for to in self.moves.get(s, {}) if to in ahead[index + 1])
-            found.append({each for s, to in pairs for each in self.moves[s][to] if token in (None, each)})
-        return found
+        found = self.masks(tokens)
+        return None if found is None else [set(row.nonzero()[:, 0].tolist()) for row in found]
 
-    def _step(self, token: int | None) -> dict[int, set[int]]:
-        return {
-            state: {to for to, tokens in moves.items() if token is None or token in tokens}
-            for state, moves in self.moves.items()
-        }
+    def masks(self, tokens: Sequence[int | None]) -> Bool[Tensor, "n v"] | None:
+        """`allowed` as a matrix: position by token, up to the last token that leads anywhere."""
+        numbers, leads, kind = self._table
+        if any(token is not None and not 0 <= token < len(kind) for token in tokens):
+            return None
+        columns = [leads if token is None else leads[:, kind[token], None] for token in tokens]
+        ahead = [torch.zeros(len(leads), dtype=torch.bool)]
+        ahead[0][[numbers[state] for state in self.finals]] = True
+        for to in reversed(columns):
+            ahead.insert(0, ahead[0][to].any(1))
+        behind = torch.arange(len(leads)) == numbers[self.start]
+        if not bool((behind & ahead[0]).any()):
+            return None
+        rows = torch.zeros(len(tokens), len(kind), dtype=torch.bool)
+        for row, token, to, after in zip(rows, tokens, columns, ahead[1:], strict=True):
+            open_ways = behind[:, None] & after[to]
+            behind = torch.zeros_like(behind).index_fill_(0, to[open_ways], True)
+            row[slice(None) if token is None else token] = open_ways.any(0)[kind] if token is None else True
+        return rows
+
+    @cached_property
+    def _table(self) -> tuple[dict[int, int], Tensor, Tensor]:
+        """state -> its row; (rows + 1, kinds) the row that a kind of token leads to, the last row a dead end; (tokens,) its
+        kind: most tokens of a vocabulary do the same wherever they stand, so there are few."""
+        states = {self.start, *self.finals, *self.moves, *(to for moves in self.moves.values() for to in moves)}
+        numbers = {state: row for row, state in enumerate(sorted(states))}
+        size = 1 + max((max(tokens) for moves in self.moves.values() for tokens in moves.values() if tokens), default=0)
+        leads = torch.full((len(numbers) + 1, size), len(numbers))
+        for state, moves in self.moves.items():
+            for to, tokens in moves.items():
+                leads[numbers[state], list(tokens)] = numbers[to]
+        return numbers, *leads.unique(dim=1, return_inverse=True)
+
+    def padded(self, token: int) -> "Automaton":
+        """The same with any number of one token more, which leads nowhere yet, behind the text."""
+        end = 1 + max({self.start, *self.finals, *self.moves, *(to for moves in self.moves.values() for to in moves)})
+        more = {state: {end: frozenset([token])} for state in (*self.finals, end)}
+        moves = {state: self.moves.get(state, {}) | more.get(state, {}) for state in {*self.moves, *more}}
+        return Automaton(self.start, self.finals | {end}, moves)
 
 
 def automaton(pattern: str, texts: Sequence[str], eos_token_id: int | None) -> Automaton:
     """The regular expression by outlines-core, whose tokens are `texts`. BadInput where that is missing or refuses it."""
+    return _automaton(pattern, tuple(texts), eos_token_id)
+
+
+@lru_cache(maxsize=64)
+def _automaton(pattern: str, texts: tuple[str, ...], eos_token_id: int | None) -> Automaton:
     try:
         from outlines_core import Index, Vocabulary
     except ImportError:
@@ -144,15 +173,15 @@ def matching(machine: Automaton, start: int, stop: int, mask_token_id: int) -> C
     """The tokens from start to stop - 1 spell a text that the automaton takes, whole."""
 
     def constraint(ids: Int[Tensor, "b l"], where: Bool[Tensor, "b l"], logits: Float[Tensor, "n v"]) -> Tensor:
-        banned = torch.zeros_like(logits, dtype=torch.bool)
+        banned = torch.zeros(logits.shape, dtype=torch.bool)
         rows = where.nonzero().tolist()
         for row in {row for row, _ in rows}:
             tokens = ids[row, start:stop].tolist()
-            allowed = machine.allowed([None if token == mask_token_id else token for token in tokens])
+            allowed = machine.masks([None if token == mask_token_id else token for token in tokens])
             for n, (other, position) in enumerate(rows):
                 if allowed is not None and other == row and start <= position < stop:
                     banned[n] = True
-                    banned[n, torch.tensor(sorted(allowed[position - start]), device=logits.device)] = False
-        return logits.masked_fill(banned, -torch.inf)
+                    banned[n, : allowed.shape[1]] = ~allowed[position - start]
+        return logits.masked_fill(banned.to(logits.device), -torch.inf)
 
     return constraint

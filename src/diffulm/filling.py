@@ -21,7 +21,7 @@ from diffulm.denoiser.kernels import hasten
 from diffulm.denoiser.tile import tiled
 from diffulm.errors import BadInput
 from diffulm.options import GenerateOptions
-from diffulm.samplers import Frame, sample
+from diffulm.samplers import Frame, Rule, sample
 from diffulm.samplers.verified import verified
 
 Callback = Callable[[Frame], Any]
@@ -55,17 +55,19 @@ def fill(
     pad_token_id: int | None = None,
     seeds: Sequence[tuple[int, int]] | None = None,
     constraint: Constraint | None = None,
+    order: Rule | None = None,
 ) -> list[Filled]:
     """Fill every canvas, `options.batch_size` at a time: memory depends on that, results do not.
 
     forbidden: ids that are never drawn. eos_token_id: ends a text; what is free after it becomes pad_token_id (default the
-    same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. callback:
-    called with a Frame before and after every forward; its `rows` number the canvases over all batches.
+    same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. order: instead of
+    `options.sampler`. callback: called with a Frame before and after every forward; its `rows` number the canvases over all
+    batches.
     BadInput for options that this model cannot follow, and for seeds that are neither one nor as many as canvases;
     FloatingPointError if the model's logits are not finite.
     """
     seeds = streams(options.seed, len(canvases)) if seeds is None else seeds
-    asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS)
+    asked: dict[str, Any] = options.model_dump(include=_SAMPLER_OPTIONS) | ({"sampler": order} if order else {})
     results = []
     for start in range(0, len(canvases), options.batch_size):
         batch = canvases[start : start + options.batch_size]

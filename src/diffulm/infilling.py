@@ -40,13 +40,18 @@ class Infilled:
 
 @dataclass(frozen=True)
 class Infiller:
-    """A model, its tokenizer, and how to fill. forbidden: ids that are never drawn. texts: see `constraints.token_texts`."""
+    """A model, its tokenizer, and how to fill. forbidden: ids that are never drawn. texts: see `constraints.token_texts`.
+
+    before, after: ids that stand before and after every text, and are no part of it; the last of them ends a text.
+    """
 
     denoiser: Denoiser
     tokenizer: Any
     options: GenerateOptions
     forbidden: Sequence[int]
     texts: Callable[[], Sequence[str]]
+    before: Sequence[int] = ()
+    after: Sequence[int] = ()
 
     def infill(self, texts: Sequence[Parts], callback: Callback | None = None) -> list[Infilled]:
         """Fill the holes of each text. callback: as in `filling.fill`; of a search it sees how the winner was filled, when
@@ -75,13 +80,11 @@ class Infiller:
         return Infilled([one for one in cut if distinct[one.text] is one], found[0].ids, forwards, seconds)
 
     def _template(self, parts: Parts, ended: bool = False) -> Canvas:
-        record, limit = self.denoiser.record, self.denoiser.context
-        end = self.tokenizer.eos_token_id if ended else None
-        room = limit if limit is None or end is None else limit - 1
-        made = canvas.template(self.tokenizer, record.bos_token_id, record.mask_token_id, parts, room)
-        if end is None:
-            return made
-        ids, fixed = torch.cat([made.ids, torch.tensor([end])]), torch.cat([made.fixed, torch.tensor([True])])
+        record, limit, eos = self.denoiser.record, self.denoiser.context, self.tokenizer.eos_token_id
+        behind = torch.tensor([*self.after, *([eos] if ended and eos is not None and not self.after else [])]).long()
+        room = None if limit is None else limit - len(behind)
+        made = canvas.template(self.tokenizer, record.bos_token_id, record.mask_token_id, parts, room, self.before)
+        ids, fixed = torch.cat([made.ids, behind]), torch.cat([made.fixed, torch.ones_like(behind).bool()])
         return replace(made, ids=ids, fixed=fixed)
 
     def _fill(
@@ -103,7 +106,7 @@ class Infiller:
         found: dict[int, Filled] = {}
         for open_ended in (False, True):
             rows = [row for row, one in enumerate(made) if _ends_open(one) == open_ended]
-            banned = self.forbidden if open_ended or eos is None else [*self.forbidden, eos]
+            banned = [*self.forbidden, *self.after[-1:], *([] if open_ended or eos is None else [eos])]
             ends = (eos, self.tokenizer.pad_token_id) if open_ended else (None, None)
             told = callback and renumbered(callback, [numbers[row] for row in rows])
             batch = [made[row] for row in rows]

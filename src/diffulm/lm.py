@@ -21,6 +21,7 @@ from torch import Tensor
 from diffulm import canvas, constraints, randomness, scoring, streaming
 from diffulm.bounds import Score
 from diffulm.canvas import Canvas, Hole
+from diffulm.chat import Message, conversation, template_of
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
@@ -106,6 +107,55 @@ class DiffusionLM:
         """
         chosen = checked(GenerateOptions, length=length, **options)
         made = [self._canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
+        return _like(prompt, self._continued(made, chosen, callback, on_text))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        length: int | None = None,
+        *,
+        callback: Callback | None = None,
+        on_text: Callable[[str], Any] | None = None,
+        **options: Unpack[Sampling],
+    ) -> Generation:
+        """The assistant's next reply in a conversation, as `Generation.completion`.
+
+        messages: `{"role": ..., "content": ...}`, the last one the user's; they are laid out by the tokenizer's chat template,
+        else by the built-in one, just as `diffulm sft` does. length: tokens for the reply; None: as many as the longest reply
+        that the model was tuned on, as far as the context has them. The rest as in `generate`. BadInput also for messages out
+        of turn, and a conversation that leaves no room (`diffulm.chat.fitted` leaves out its oldest turns).
+        """
+        self._check_tokenizer()
+        talk, template = conversation(messages), template_of(self.tokenizer)
+        if talk[-1]["role"] != "user":
+            raise BadInput("the last message is the assistant's: there is nothing to reply to; end with the user's")
+        opening, bos = template.opening(talk), [] if (one := self.record.bos_token_id) is None else [one]
+        limit = self.denoiser.context or 10**9
+        room = limit - len(bos) - len(opening)
+        length = min(room, self.reply_length) if length is None else length
+        if room < max(1, length):
+            raise BadInput(
+                f"the conversation takes {limit - room} positions and its reply {length}; the model's context is {limit}: "
+                "leave out the oldest turns, or ask for less"
+            )
+        chosen = checked(GenerateOptions, length=length, **options)
+        closing = template.end, template.pad
+        made = canvas.continued(self.tokenizer, bos, opening, self.mask_token_id, chosen.length, closing)
+        return self._continued([made], chosen, callback, on_text)[0]
+
+    @property
+    def reply_length(self) -> int:
+        """Tokens of the longest reply that the model was tuned on, its end included; 64 where it was not tuned."""
+        found = (self.record.notes.get("sft") or {}).get("answer_tokens")
+        return found if isinstance(found, int) else 64
+
+    def _continued(
+        self,
+        made: list[Canvas],
+        chosen: GenerateOptions,
+        callback: Callback | None,
+        on_text: Callable[[str], Any] | None,
+    ) -> list[Generation]:
         if on_text is None:
             final = None
         elif len(made) == chosen.n == 1:
@@ -117,7 +167,7 @@ class DiffusionLM:
         results = [self._completed(filled[i : i + chosen.n], chosen.stop) for i in range(0, len(filled), chosen.n)]
         if final is not None:
             final.end(results[0].completion)
-        return _like(prompt, results)
+        return results
 
     def stream(self, prompt: str, length: int = 64, **options: Unpack[Sampling]) -> Iterator[str]:
         """`generate` as an iterator over the completion: each piece as soon as nothing can change it any more.
@@ -147,22 +197,26 @@ class DiffusionLM:
         hole, a hole that nothing fills, and a model that sees nothing to the right of a block.
         """
         chosen = checked(GenerateOptions, **options)
+        single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
+        texts = [
+            canvas.joined(canvas.parse(one) if isinstance(one, str) else one) for one in ([text] if single else text)
+        ]
+        try:
+            found = [self._infilled(one) for one in self.infiller(chosen).infill(texts, callback)]
+        except FloatingPointError:
+            raise self.overflow() from None
+        return found[0] if single else found
+
+    def infiller(self, chosen: GenerateOptions, before: Sequence[int] = (), after: Sequence[int] = ()) -> Infiller:
+        """What fills holes in texts that stand between these ids. BadInput for a model that cannot."""
         if not self.record.infills:
             raise BadInput(
                 f"{self._name}: fills block by block and was never trained to see text to the right of a block, so it cannot "
                 "infill; adapt with full_share=0.2 or with full attention"
             )
-        single = isinstance(text, str) or any(isinstance(part, Hole) for part in text)
-        texts = [
-            canvas.joined(canvas.parse(one) if isinstance(one, str) else one) for one in ([text] if single else text)
-        ]
         self._check_tokenizer()
-        infiller = Infiller(self.denoiser.seeing_everything(), self.tokenizer, chosen, self.forbidden, self._texts)
-        try:
-            found = [self._infilled(one) for one in infiller.infill(texts, callback)]
-        except FloatingPointError:
-            raise self._overflow() from None
-        return found[0] if single else found
+        model = self.denoiser.seeing_everything()
+        return Infiller(model, self.tokenizer, chosen, self.forbidden, self._texts, before, after)
 
     @overload
     def score(self, text: str, context: str = ..., **options: Unpack[Scoring]) -> Score: ...
@@ -191,7 +245,7 @@ class DiffusionLM:
         try:
             found = scoring.scores(self.denoiser, requests, chosen.method, chosen.samples, chosen.seed)
         except FloatingPointError:
-            raise self._overflow() from None
+            raise self.overflow() from None
         return _like(text, [Score(one.nats, one.stderr, one.tokens) for one in found])
 
     def causal_view(self, ids: Tensor) -> Tensor:
@@ -225,7 +279,7 @@ class DiffusionLM:
         """What to call this model in an error."""
         return getattr(self.model, "name_or_path", None) or "this model"
 
-    def _overflow(self) -> BadInput:
+    def overflow(self) -> BadInput:
         return BadInput(
             f"{self._name}: its logits are NaN or infinite: it was trained badly, or is open in float16, whose range is too "
             "small for it; try bfloat16 or float32"
@@ -255,11 +309,11 @@ class DiffusionLM:
     ) -> list[Filled]:
         # A text that goes on from a prompt may end before its canvas does; one around a hole goes on behind it.
         open_ended = all(one.spans[-1].text is None for one in made)
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id) if open_ended else (None, None)
+        ends = made[0].ends if open_ended and made else (None, None)
         try:
             return fill(denoiser, made, options, self.forbidden, callback, *ends, seeds)
         except FloatingPointError:
-            raise self._overflow() from None
+            raise self.overflow() from None
 
     def _completed(self, draws: list[Filled], stop: list[str]) -> Generation:
         first, prompt = draws[0], "".join(span.text or "" for span in draws[0].canvas.spans)

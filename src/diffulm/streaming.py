@@ -42,7 +42,7 @@ def settled(text: str, stop: Sequence[str]) -> str:
 
 
 def _text(made: Canvas, ids: Sequence[int]) -> str:
-    first, start, eos = made.spans[0].start, made.spans[-1].start, made.tokenizer.eos_token_id
+    first, start, eos = made.spans[0].start, made.spans[-1].start, made.ends[0]
     new = list(ids[start:])
     return canvas.continuation(made.tokenizer, ids[first:start], new[: new.index(eos)] if eos in new else new)
 
@@ -68,7 +68,7 @@ class Final:
             return
         ids = frame.ids[0].tolist()[: masked.index(True)]
         tokenizer, start = self.made.tokenizer, self.made.spans[-1].start
-        if tokenizer.eos_token_id not in ids[start:]:
+        if self.made.ends[0] not in ids[start:]:
             while len(ids) > start and _BYTE.fullmatch(str(tokenizer.convert_ids_to_tokens(ids[-1]))):
                 ids.pop()
         self._send(settled(_text(self.made, ids).rstrip(_HALF), self.options.stop))

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -90,10 +90,11 @@ def _filling(
     show what comes of them."""
 
 
-def fills(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of `_filling`; it takes them as **shared and hands them on to `_fill.fill`."""
+def fills(verb: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
+    """Give a verb the options of `_filling` but for some; it takes them as **shared and hands them on to `_fill.fill`."""
     own, shared = (inspect.signature(each, eval_str=True).parameters for each in (verb, _filling))
-    merged = {name: one for name, one in own.items() if one.kind is not one.VAR_KEYWORD} | dict(shared)
+    merged = {name: one for name, one in own.items() if one.kind is not one.VAR_KEYWORD}
+    merged |= {name: one for name, one in shared.items() if name not in without}
     # typer reads both
     verb.__annotations__ = {name: one.annotation for name, one in merged.items()}
     verb.__signature__ = inspect.Signature(list(merged.values()))  # pyright: ignore[reportFunctionMemberAccess]

@@ -231,14 +231,22 @@ def _write(
     temporary.rename(folder)
 
 
-def write_arrow(blocks: Iterator[Block], length: int, path: Path, small: bool = False, batch: int | None = None) -> int:
+def write_arrow(
+    blocks: Iterator[Block],
+    length: int,
+    path: Path,
+    small: bool = False,
+    batch: int | None = None,
+    names: tuple[str, ...] = ("ids", "document"),
+) -> int:
     """Write all of `blocks` as an Arrow stream, a column a list; returns how many rows. small: ids below 65,536, in two
-    bytes. batch: rows of a record batch. The same blocks give the same bytes."""
+    bytes. batch: rows of a record batch. names: of the columns. The same blocks give the same bytes."""
     import pyarrow
 
-    types = [pyarrow.uint16() if small else pyarrow.int32(), pyarrow.int16() if length < 2**15 else pyarrow.int32()]
+    narrow = pyarrow.int16() if length < 2**15 else pyarrow.int32()
+    types = [pyarrow.uint16() if small else pyarrow.int32(), narrow, narrow]
     first = next(blocks, ([],))
-    names = ["ids", "document"][: len(first)]
+    names = names[: len(first)]
     columns = [pyarrow.list_(kind, length) for kind in types[: len(names)]]
     schema, written = pyarrow.schema(list(zip(names, columns, strict=True))), 0
     blocks = chain([first] if first[0] else [], blocks)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain, count, islice
@@ -44,6 +44,23 @@ class Skips:
         return f"{self.count} bad row{'s' * (self.count != 1)} left out: {'; '.join(self.places)}{more}"
 
 
+@dataclass(frozen=True)
+class Column:
+    """What to take of a row: the text of one column."""
+
+    name: str = "text"
+
+    def __call__(self, row: dict[str, Any]) -> str:
+        """BadInput for a row without a text there."""
+        if self.name not in row:
+            raise BadInput(f"no field `{self.name}`, it has {some(row)}; rename the one that holds the text")
+        return unicode(row[self.name], f"`{self.name}`")
+
+
+Pick = Callable[[dict[str, Any]], Any]
+"""What to take of a row; BadInput, without a word about where, for a bad one."""
+
+
 def documents(data: str | list[str], skips: Skips | None = None) -> Iterator[str]:
     """The documents of `data`: paths, globs, folders (their files, sorted; not the folders within) and hub names.
 
@@ -60,12 +77,16 @@ def documents(data: str | list[str], skips: Skips | None = None) -> Iterator[str
 
 
 def read(
-    source: Path | str, skips: Skips | None = None, column: str = "text", stretch: tuple[int, int] | None = None
-) -> Iterator[str]:
-    """The documents of one of `sources`, or of a stretch (start, end) of it: the rows that begin in these bytes of a plain
-    .jsonl file, these row groups of a .parquet file; of a hub data set (i, n) is part i of n. BadInput as `documents`."""
-    for row in _hub(source, column, stretch) if isinstance(source, str) else _file(source, column, stretch):
-        if isinstance(row, str):
+    source: Path | str,
+    skips: Skips | None = None,
+    pick: Pick = Column(),
+    stretch: tuple[int, int] | None = None,
+) -> Iterator[Any]:
+    """The documents of one of `sources`, or what else `pick` takes of its rows; or of a stretch (start, end) of it: the rows
+    that begin in these bytes of a plain .jsonl file, these row groups of a .parquet file; of a hub data set (i, n) is part i
+    of n. BadInput as `documents`."""
+    for row in _hub(source, pick, stretch) if isinstance(source, str) else _file(source, pick, stretch):
+        if not isinstance(row, BadInput):
             yield row
         elif skips is None:
             raise row
@@ -157,18 +178,20 @@ def _not_empty(texts: Iterable[str], data: str | list[str]) -> Iterator[str]:
 # The readers yield the error in the place of a bad row; what makes the rest unreadable, too, is raised.
 
 
-def _file(path: Path, column: str, stretch: tuple[int, int] | None) -> Iterator[str | BadInput]:
+def _file(path: Path, pick: Pick, stretch: tuple[int, int] | None) -> Iterator[Any]:
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            yield from readers[cast(str, kind(path))](path, file, column, stretch)
+            yield from readers[cast(str, kind(path))](path, file, pick, stretch)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}: damaged gzip file ({error}); copy or download it again") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _txt(path: Path, file: io.BufferedIOBase, column: str, stretch: Any) -> Iterator[str | BadInput]:
+def _txt(path: Path, file: io.BufferedIOBase, pick: Pick, stretch: Any) -> Iterator[Any]:
+    if not isinstance(pick, Column):
+        raise BadInput(f"{path}: is plain text, which has no rows; convert it to .jsonl")
     content = file.read()
     try:
         yield content.decode("utf-8")
@@ -177,9 +200,7 @@ def _txt(path: Path, file: io.BufferedIOBase, column: str, stretch: Any) -> Iter
         yield BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file to UTF-8")
 
 
-def _jsonl(
-    path: Path, file: io.BufferedIOBase, column: str, stretch: tuple[int, int] | None
-) -> Iterator[str | BadInput]:
+def _jsonl(path: Path, file: io.BufferedIOBase, pick: Pick, stretch: tuple[int, int] | None) -> Iterator[Any]:
     at, end = stretch or (0, None)
     if at:
         file.seek(at - 1)
@@ -192,7 +213,7 @@ def _jsonl(
         at += len(line)
         if not line.strip():
             continue  # most often the end of the file; there is no row to be bad
-        row = _row(line, column, marked=begin == 0 and number == 0)
+        row = _row(line, pick, marked=begin == 0 and number == 0)
         if isinstance(row, BadInput):
             first = first or _lines(path, begin) + 1
             row = BadInput(f"{path}, line {first + number}: {row}")
@@ -206,8 +227,8 @@ def _lines(path: Path, end: int) -> int:
         return sum(piece.count(b"\n") for piece in pieces)
 
 
-def _row(line: bytes, column: str, marked: bool) -> str | BadInput:
-    """The text of one line of JSON, or what is wrong with it. marked: a mark of the encoding may stand before it."""
+def _row(line: bytes, pick: Pick, marked: bool) -> Any:
+    """What there is in one line of JSON, or what is wrong with it. marked: a mark of the encoding may stand before it."""
     try:
         row = json.loads(line.decode("utf-8-sig" if marked else "utf-8"))
     except UnicodeDecodeError as error:
@@ -217,31 +238,33 @@ def _row(line: bytes, column: str, marked: bool) -> str | BadInput:
     except (ValueError, RecursionError) as error:
         return BadInput(f"not JSON that can be read ({error}); mend or delete this row")
     if not isinstance(row, dict):
-        return BadInput(f"a {type(row).__name__}, not an object with a field `{column}`; mend or delete it")
-    return _text(row, column)
+        what = f"with a field `{pick.name}`" if isinstance(pick, Column) else "with named fields"
+        return BadInput(f"a {type(row).__name__}, not an object {what}; mend or delete it")
+    return _picked(row, pick)
 
 
-def _parquet(
-    path: Path, file: io.BufferedIOBase, column: str, stretch: tuple[int, int] | None
-) -> Iterator[str | BadInput]:
+def _parquet(path: Path, file: io.BufferedIOBase, pick: Pick, stretch: tuple[int, int] | None) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         # a gzip stream cannot seek, which Parquet needs
         table = pyarrow.parquet.ParquetFile(io.BytesIO(file.read()) if path.name.endswith(".gz") else file)
-        if column not in table.schema_arrow.names:
-            raise BadInput(f"{path}: no column `{column}`, it has {_some(table.schema_arrow.names)}; rename one")
+        names = table.schema_arrow.names
+        if isinstance(pick, Column) and pick.name not in names:
+            raise BadInput(f"{path}: no column `{pick.name}`, it has {some(names)}; rename one")
+        wanted = [pick.name] if isinstance(pick, Column) else names
         groups = range(*(stretch or (0, table.num_row_groups)))
         number = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
-        for batch in table.iter_batches(batch_size=1000, row_groups=list(groups), columns=[column]):
-            for value in batch.column(0):
+        for batch in table.iter_batches(batch_size=1000, row_groups=list(groups), columns=wanted):
+            for index in range(batch.num_rows):
                 number += 1
                 try:
-                    text = _text({column: value.as_py()}, column)
+                    row = {name: column[index].as_py() for name, column in zip(wanted, batch.columns, strict=True)}
                 except UnicodeDecodeError as error:
-                    text = BadInput(f"not UTF-8 ({error.reason})")
-                yield BadInput(f"{path}, row {number}: {text}") if isinstance(text, BadInput) else text
+                    row = BadInput(f"not UTF-8 ({error.reason})")
+                row = row if isinstance(row, BadInput) else _picked(row, pick)
+                yield BadInput(f"{path}, row {number}: {row}") if isinstance(row, BadInput) else row
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{path}: damaged Parquet file ({reason}); copy or download it again") from error
@@ -264,7 +287,7 @@ def hub_rows(name: str) -> Any:
         ) from error
 
 
-def _hub(name: str, column: str, stretch: tuple[int, int] | None) -> Iterator[str | BadInput]:
+def _hub(name: str, pick: Pick, stretch: tuple[int, int] | None) -> Iterator[Any]:
     from diffulm.checkpoint.opening import first_line
 
     rows, where = hub_rows(name), name
@@ -280,25 +303,30 @@ def _hub(name: str, column: str, stretch: tuple[int, int] | None) -> Iterator[st
             ) from error
         if row is None:
             return
-        text = _text(cast(dict[str, object], row), column)
-        yield BadInput(f"{where}, row {number}: {text}") if isinstance(text, BadInput) else text
+        row = _picked(cast(dict[str, Any], row), pick)
+        yield BadInput(f"{where}, row {number}: {row}") if isinstance(row, BadInput) else row
 
 
-def _text(row: dict[str, object], column: str) -> str | BadInput:
-    if column not in row:
-        return BadInput(f"no field `{column}`, it has {_some(row)}; rename the one that holds the text")
-    text = row[column]
+def _picked(row: dict[str, Any], pick: Pick) -> Any:
+    try:
+        return pick(row)
+    except BadInput as error:
+        return error
+
+
+def unicode(text: object, name: str) -> str:
+    """A text that tokenizers take; BadInput, which calls it `name`, for anything else."""
     if not isinstance(text, str):
-        return BadInput(f"`{column}` is {type(text).__name__}, not a string; mend or delete it")
+        raise BadInput(f"{name} is {type(text).__name__}, not a string; mend or delete it")
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no tokenizer takes it
-            return BadInput(f"`{column}` is not Unicode text ({error.reason}); mend or delete it")
+            raise BadInput(f"{name} is not Unicode text ({error.reason}); mend or delete it") from None
     return text
 
 
-def _some(names: Iterable[object]) -> str:
+def some(names: Iterable[object]) -> str:
     """The first few names, for a line."""
     first = [str(name) for name in islice(names, 6)]
     return ", ".join(name[:40] for name in first[:5]) + ", ..." * (len(first) > 5) if first else "none"

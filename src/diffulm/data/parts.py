@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffulm.checkpoint.files import digest
 from diffulm.data.blocks import Counts, packed, row, write_arrow
-from diffulm.data.documents import Skips, hub_rows, kind, read, sources
+from diffulm.data.documents import Column, Skips, hub_rows, kind, read, sources
 
 SMALLEST, LARGEST, MANY = 2**22, 2**28, 1024  # bytes of text in a part, and how many parts are enough
 SHARD_BYTES = 2**28
@@ -71,7 +71,7 @@ class Packer:
         """Write the blocks of a part, at most `limit`, to files of at most SHARD_BYTES: `stem`-0.arrow, ... What fills no
         block is left out. Returns rows, counts, and name, size and sha256 of each file. BadInput as `documents`."""
         skips, counts = Skips() if self.bad_rows == "skip" else None, Counts()
-        texts = chain.from_iterable(read(file, skips, part.column, part.stretch) for file in part.files)
+        texts = chain.from_iterable(read(file, skips, Column(part.column), part.stretch) for file in part.files)
         blocks = packed(
             texts, self.tokenizer, self.bos_token_id, self.eos_token_id, self.length, self.packing, counts, tick
         )

@@ -13,8 +13,8 @@ import torch
 
 from diffulm import lm as language_model
 from diffulm import randomness
-from diffulm.canvas import Canvas, Span, encode
 from diffulm.canvas import continuation as text_after
+from diffulm.canvas import continued, encode
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.denoiser import evaluating
 from diffulm.errors import BadInput
@@ -74,6 +74,7 @@ class Subject:
         draws: int = 1,
         seed: int = 0,
         batch_size: int = 16,
+        closing: tuple[int, int] | None = None,
         **options: Any,
     ) -> list[list[Completion]]:
         """`draws` continuations of each prompt, at most `length` tokens each, ended by EOS or the first of `stop`.
@@ -81,7 +82,8 @@ class Subject:
         A prompt is text, or its ids. length: of all, or one for each prompt. keys: names each prompt for its random
         numbers, so that a continuation depends on nothing beside it. steps (default: one token a forward), batch_size and
         options (`GenerateOptions`) are for diffusion models. A prompt that leaves no room for its tokens is cut on the
-        left. BadInput where even an empty prompt leaves none.
+        left. closing: (token that ends a continuation, what follows it) where it is not EOS, as in `chat.Template`. BadInput
+        where even an empty prompt leaves none.
         """
         lengths = [length] * len(prompts) if isinstance(length, int) else list(length)
         longest, room = max(lengths, default=1), self.context - len(self.bos)
@@ -91,10 +93,10 @@ class Subject:
         kept = [ids[max(0, len(ids) + n - room) :] for ids, n in zip(encoded, lengths, strict=True)]
         seeds = [randomness.key(seed, key) for key in keys]
         if self.autoregressive:
-            texts = self._continued(kept, lengths, seeds, stop, temperature, draws)
+            texts = self._continued(kept, lengths, seeds, stop, temperature, draws, closing)
         else:
             chosen = GenerateOptions(steps=steps, temperature=temperature, batch_size=batch_size, **options)
-            texts = self._filled(kept, lengths, chosen, seeds, stop, draws)
+            texts = self._filled(kept, lengths, chosen, seeds, stop, draws, closing)
         cuts = [len(ids) - len(rest) for ids, rest in zip(encoded, kept, strict=True)]
         return [[Completion(text, lost, new) for text, new in of] for of, lost in zip(texts, cuts, strict=True)]
 
@@ -106,10 +108,14 @@ class Subject:
         seeds: list[int],
         stop: Sequence[str],
         count: int,
+        closing: tuple[int, int] | None,
     ) -> list[list[tuple[str, int]]]:
-        made = [self._canvas(ids, n) for ids, n in zip(prompts, lengths, strict=True)]
+        made = [
+            continued(self.tokenizer, self.bos, ids, self.lm.mask_token_id, n, closing)
+            for ids, n in zip(prompts, lengths, strict=True)
+        ]
         streams = [one for seed in seeds for one in draws((seed, 0), count)]
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        ends = made[0].ends if made else (None, None)
         done = fill(
             self.denoiser,
             [one for one in made for _ in range(count)],
@@ -122,13 +128,6 @@ class Subject:
         texts = [(completion(one.canvas, one.ids, stop), int((~one.canvas.fixed).sum())) for one in done]
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
-    def _canvas(self, prompt: list[int], length: int) -> Canvas:
-        bos = self.bos
-        ids = torch.tensor([*bos, *prompt, *[self.lm.mask_token_id] * length])
-        at = len(bos) + len(prompt)
-        spans = (Span(len(bos), at, ""), Span(at, len(ids), None))
-        return Canvas(ids, torch.arange(len(ids)) < at, spans, self.tokenizer)
-
     def _continued(
         self,
         prompts: list[list[int]],
@@ -137,6 +136,7 @@ class Subject:
         stop: Sequence[str],
         temperature: float,
         count: int,
+        closing: tuple[int, int] | None,
     ) -> list[list[tuple[str, int]]]:
         """By `generate` of transformers: greedy in tiles of prompts padded on the left, drawn one prompt at a time."""
         texts: list[list[tuple[str, int]]] = []
@@ -151,6 +151,9 @@ class Subject:
             present = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in tile], device=ids.device)
             # named, because a model's own file may have settings of its own
             how: dict[str, Any] = {"do_sample": drawn, "num_beams": 1, "repetition_penalty": 1.0}
+            end = self.tokenizer.eos_token_id if closing is None else closing[0]
+            if closing is not None:
+                how |= {"eos_token_id": end}
             if drawn:
                 how |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": count}
             with evaluating(self.lm.model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -161,7 +164,7 @@ class Subject:
                 )
             rows = [*zip(tile, most, strict=True)] * (count if drawn else 1)
             new = [
-                self._text(one, row[longest : longest + n], stop)
+                self._text(one, row[longest : longest + n], stop, end)
                 for (one, n), row in zip(rows, out.tolist(), strict=True)
             ]
             texts += [new] if drawn else [[one] * count for one in new]
@@ -175,9 +178,8 @@ class Subject:
                 return min(size, len(prompts))
         return 1
 
-    def _text(self, before: list[int], new: list[int], stop: Sequence[str]) -> tuple[str, int]:
-        eos = self.tokenizer.eos_token_id
-        kept = new[: new.index(eos)] if eos in new else new
+    def _text(self, before: list[int], new: list[int], stop: Sequence[str], end: int) -> tuple[str, int]:
+        kept = new[: new.index(end)] if end in new else new
         return cut(text_after(self.tokenizer, before[len(self.bos) :], kept), stop), len(kept)
 
     @property

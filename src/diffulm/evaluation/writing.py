@@ -15,11 +15,13 @@ GROUP = 64  # questions a line of the journal
 
 @dataclass(frozen=True)
 class Prompt:
-    """key: names it for its random numbers, by task and row. length: tokens of the answer, at most."""
+    """key: names it for its random numbers, by task and row. length: tokens of the answer, at most. ids: asked in place of
+    the text, where a template lays it out."""
 
     key: str
     text: str
     length: int
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,32 @@ def settings(trial: Trial, **more: Any) -> dict[str, Any]:
 
 def written(
     trial: Trial, name: str, prompts: Sequence[Prompt], *, steps: int | None = None, temperature: float = 0.0,
-    draws: int = 1, stop: tuple[str, ...] = (),
+    draws: int = 1, stop: tuple[str, ...] = (), closing: tuple[int, int] | None = None,
 ) -> list[Written]:  # fmt: skip
     """What the subject answers to each prompt. steps: forwards of a diffusion model, unless the trial says another number.
+    closing: as in `Subject.complete`.
 
     The trial stays as it is: no part may change what the next one is run with.
     """
     subject = trial.subject
     how = {"temperature": temperature, "draws": draws, "stop": stop, "seed": trial.seed}
     order = {} if subject.autoregressive else {"steps": trial.steps or steps, "sampler": "confidence"}
+    closed = {} if closing is None else {"closing": closing}
 
     def run(group: list[Prompt]) -> list[Any]:
         found = subject.complete(
-            [one.text for one in group],
+            [one.text if one.ids is None else list(one.ids) for one in group],
             [one.length for one in group],
             keys=[one.key for one in group],
             batch_size=trial.batch_size,
             **how,
             **order,
+            **closed,
         )
         return [[[one.text for one in of], of[0].cut] for of in found]
 
     reads = "left to right" if subject.autoregressive else "diffusion"
-    kept = trial.journal.map(f"{name}: {subject.name}, {reads}, {how | order}", prompts, run, GROUP)
+    kept = trial.journal.map(f"{name}: {subject.name}, {reads}, {how | order | closed}", prompts, run, GROUP)
     return [Written(tuple(texts), cut) for texts, cut in kept]
 
 

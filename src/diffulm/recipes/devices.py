@@ -12,22 +12,22 @@ from diffulm.recipes.config import PRESETS
 from diffulm.training import processes
 
 if TYPE_CHECKING:
-    from diffulm.recipes.adapt import AdaptConfig
+    from diffulm.recipes.training import TrainingConfig
 
 # Positions a device takes at once where the config leaves it open: on a CPU what its caches hold is fastest (2,048 was 20%
 # faster than 8,192 at width 256), an accelerator wants more.
 MICRO_POSITIONS = {"cpu": 2048, "cuda": 32768}
 
 
-def device_of(config: "AdaptConfig") -> str:
+def device_of(config: "TrainingConfig") -> str:
     return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def is_sharded(config: "AdaptConfig") -> bool:
+def is_sharded(config: "TrainingConfig") -> bool:
     return config.sharding == "full" and processes.count() > 1
 
 
-def check_launch(config: "AdaptConfig") -> None:
+def check_launch(config: "TrainingConfig") -> None:
     """Raise BadInput for a launcher that wants other things than the config does, and for DeepSpeed that is not there."""
     deepspeed_file(config)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
@@ -35,7 +35,7 @@ def check_launch(config: "AdaptConfig") -> None:
     split_batch(config, processes.count())
 
 
-def deepspeed_file(config: "AdaptConfig") -> str | None:
+def deepspeed_file(config: "TrainingConfig") -> str | None:
     """The DeepSpeed settings that a run asks for; BadInput where they are not there, or DeepSpeed is not."""
     if config.deepspeed is None:
         return None
@@ -50,7 +50,7 @@ def deepspeed_file(config: "AdaptConfig") -> str | None:
     return str(file)
 
 
-def split_batch(config: "AdaptConfig", world: int, device: str | None = None) -> tuple[int, int]:
+def split_batch(config: "TrainingConfig", world: int, device: str | None = None) -> tuple[int, int]:
     """(canvases a device takes at once, accumulation steps); a global batch that does not divide is an error.
 
     device: cpu or cuda; None: what this process has.

@@ -28,7 +28,7 @@ from diffulm.evaluation.data import NoData
 from diffulm.evaluation.document import Measured, Role, document, plain
 from diffulm.evaluation.journal import Journal
 from diffulm.options import Count, Draws, Options, Seed, checked
-from diffulm.recipes.adapt import Name
+from diffulm.recipes.training import Name
 
 if TYPE_CHECKING:
     from diffulm.evaluation.subject import Subject

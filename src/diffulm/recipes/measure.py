@@ -47,10 +47,15 @@ class Gauge:
     eos: int
     judge: Any = None
 
-    def before(self, texts: Tensor) -> dict[str, float]:
-        """Before anything is trained: the parent's own AR loss, what the text (n, L) is like, and `evaluate` of the parent
+    @property
+    def held_back(self) -> dict[str, int]:
+        """How much is measured on, for the report."""
+        return {"held_out_blocks": len(self.held_out)}
+
+    def before(self, rows: Any) -> dict[str, float]:
+        """Before anything is trained: the parent's own AR loss, what the training text is like, and `evaluate` of the parent
         as it stands: under full attention, by noise level, that is the curve to compare with."""
-        part = self.held_out[:, :DRAWN_LENGTH]
+        texts, part = spread(rows, COUNTED_BLOCKS), self.held_out[:, :DRAWN_LENGTH]
         with self._precision():
             parent = likelihood.autoregressive(self.denoiser, self.held_out).nats
         return {
@@ -134,6 +139,12 @@ class Gauge:
         if self.config.precision == "bf16" and self.denoiser.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext()
+
+
+def spread(rows: Any, count: int) -> Tensor:
+    """`count` blocks evenly over the text, fewer if there are fewer."""
+    count = min(count, len(rows))
+    return torch.stack([torch.as_tensor(rows[i * len(rows) // count]["ids"]).long() for i in range(count)])
 
 
 def judge_of(denoiser: Denoiser, config: "AdaptConfig") -> Any:

@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from diffulm.errors import BadInput
 from diffulm.options import Count, Options, Seed, checked
-from diffulm.recipes.adapt import Name, Positive, Token
 from diffulm.recipes.config import Tokens, resolve
+from diffulm.recipes.training import Name, Positive, Token
 
 VERB = "prepare"
 PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal

@@ -114,7 +114,7 @@ def sample(
             revealed = own_free & ~own if eos_token_id is None else own_free & ~own & (ids != eos_token_id)
             now, hidden = _hide(revealed, left, now, stay, remask, stream)
         quota = ((left - stay(now)).clamp(min=0) + hidden.sum(1)).clamp(min=1).minimum(left)
-        reveal = order(State(own_free, own, now, steps_of, quota, commit, look, stream))
+        reveal = order(State(ids, own_free, own, now, steps_of, quota, commit, look, stream))
         if bool((reveal.where & ~own).any() | (own.any(1) & ~reveal.where.any(1)).any()):
             raise RuntimeError("a sampler reveals at least one masked position in every row that has one, and no other")
         # A finished row stays where it is, whatever the rule says of it.

@@ -35,6 +35,8 @@ class State:
     With blocks everything is that of each row's current block; outside it nothing is free.
     """
 
+    ids: Int[Tensor, "b l"]
+    """The canvases; the mask token where `masked`."""
     free: Bool[Tensor, "b l"]
     """What was masked at the start, less what the end of the text has made padding since."""
     masked: Bool[Tensor, "b l"]

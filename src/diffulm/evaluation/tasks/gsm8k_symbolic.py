@@ -19,4 +19,5 @@ SHOTS = replace(SOURCE, file="gsm8k-symbolic/train.jsonl", hub=("zen-E/GSM8k-Aug
 
 def document(row: Row) -> Document:
     answer = row["answer"].strip()
-    return answered(f"Question: {row['question']}\nAnswer:", answer, f" {row['chain']} #### {answer}")
+    asked = answered(f"Question: {row['question']}\nAnswer:", answer, f" {row['chain']} #### {answer}")
+    return {**asked, "question": row["question"]}  # as it is asked of a model that was fine-tuned on it

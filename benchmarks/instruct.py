@@ -1,0 +1,270 @@
+"""Fine-tuning on generated instructions: padding policies against each other, an instruct model against its AR parent.
+
+    python benchmarks/instruct.py train RUNS [--only NAME ...]
+    python benchmarks/instruct.py measure RUNS [--only NAME ...]
+    python benchmarks/instruct.py report RUNS [--out FILE.json]
+
+`policies`: `pocket` on the data `simple`, equal canvas positions each, then asked held-out instructions on canvases of several
+lengths, beside those of training. `models`: the preset `instruct` and `pocket-ar` fine-tuned on the same rows, each at the best
+of its learning rates. Policies and rates are chosen on other held-out instructions than those that the models are measured on.
+Every run is one of `diffulm sft`, every measurement a file beside the runs: what is finished is not done again.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pairs import conditions
+
+import diffulm
+from diffulm.canvas import Canvas, Span
+from diffulm.chat import conversation, template_of
+from diffulm.data import simple
+from diffulm.evaluation.cells import NORMAL_95
+from diffulm.evaluation.subject import Subject, opened
+from diffulm.filling import fill
+from diffulm.options import GenerateOptions
+
+AR = {"model": "pocket-ar", "objective": "autoregressive"}
+POLICY = {"preset": "instruct", "tokens": "1M", "length": 96, "eval_every": "100%"}
+POLICIES: dict[str, dict[str, Any]] = {
+    "full": {"padding": "full"},
+    "full, weight 0.1": {"padding": "full", "padding_weight": 0.1},
+    "random 0 to 32": {"padding": "random", "padding_tokens": 32},
+    "random 0 to 8": {"padding": "random", "padding_tokens": 8},
+    "none": {"padding": "none"},
+    "random 0 to 32, truncation": {"padding": "random", "padding_tokens": 32, "truncation": 0.3},
+    "block": {"padding": "block", "model": "pocket-block"},
+}
+CANVASES = (16, 48, 96)
+RATES = {"pocket": (5e-4, 1e-3, 2e-3), "pocket-ar": (5e-4, 1e-3, 2e-3)}
+RATE_TOKENS = "500K"
+VALIDATED = 20  # instructions of each kind
+BINS = ((1, 2), (3, 6), (7, 12), (13, 30))
+"""Tokens of an answer, its end included."""
+
+Answer = dict[str, Any]
+
+
+def named(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "_")
+
+
+class Bench:
+    """Where runs and figures are."""
+
+    def __init__(self, runs: str) -> None:
+        self.runs = Path(runs)
+        self.test = list(simple.instructions("test"))
+        self.validation = unlike(self.test)
+
+    def train(self, name: str, settings: dict[str, Any]) -> None:
+        out, began = self.runs / named(name), time.monotonic()
+        if not (out / "report.json").exists():
+            settings = {"model": "pocket", "eval_every": "100%", **settings}
+            if settings["model"] == "pocket-block":
+                settings["model"] = str(self.runs.parent / "pocket-block")
+            diffulm.sft(settings.pop("preset"), out=str(out), **settings)
+            print(f"{time.monotonic() - began:6.0f} s: {name}", file=sys.stderr, flush=True)
+
+    def answers(self, name: str, canvas: int, test: bool = False) -> list[Answer]:
+        """What a run's model answers, kept beside the runs; [] where there is no run."""
+        asked = self.test if test else self.validation
+        file = self.runs / "measured" / f"{named(name)}.{canvas}{'.test' * test}.json"
+        if not file.exists():
+            if not (self.runs / named(name) / "report.json").exists():
+                return []
+            began = time.monotonic()
+            found = answers(self.runs / named(name), asked, canvas)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(found))
+            print(f"{time.monotonic() - began:6.0f} s: {name}, canvas of {canvas}", file=sys.stderr, flush=True)
+        return json.loads(file.read_text())
+
+    def rate(self, model: str) -> float | None:
+        """The learning rate of the most right answers; None while one of them is not measured."""
+        found = {rate: self.answers(f"rate, {model}, {rate:g}", CANVASES[1]) for rate in RATES[model]}
+        return max(found, key=lambda rate: right(found[rate])) if all(found.values()) else None
+
+
+def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
+    """Every run: its settings for `diffulm sft` and the canvases it is asked on. The models once their rates are known."""
+    found: dict[str, tuple[dict[str, Any], Sequence[int]]]
+    found = {f"policy, {name}": (POLICY | settings, CANVASES) for name, settings in POLICIES.items()}
+    for model, rates in RATES.items():
+        common = {"preset": "instruct"} | (AR if model == "pocket-ar" else {})
+        for rate in rates:
+            found[f"rate, {model}, {rate:g}"] = common | {"tokens": RATE_TOKENS, "learning_rate": rate}, CANVASES[1:2]
+        best = bench.rate(model)
+        if best is not None:
+            found[f"model, {model}"] = common | {"learning_rate": best}, CANVASES[1:2]
+    return found
+
+
+def unlike(test: list[tuple[str, simple.Row]]) -> list[tuple[str, simple.Row]]:
+    """Other held-out instructions than these: as many of each kind."""
+    found: dict[str, list[simple.Row]] = {kind: [] for kind in simple.KINDS}
+    known = [row for _, row in test]
+    for kind, row in simple.instructions("test", seed=1):
+        if row not in known and len(found[kind]) < VALIDATED:
+            found[kind].append(row)
+    return [(kind, row) for kind, some in found.items() for row in some]
+
+
+def answers(folder: Path, asked: list[tuple[str, simple.Row]], canvas: int) -> list[Answer]:
+    """Greedy answers on a canvas of so many positions behind the question, of those whose right answer fits.
+
+    Of each: kind, wanted and tokens (of the right answer and of this one, the end included), ended, right.
+    """
+    autoregressive = "diffulm" not in json.loads((folder / "config.json").read_text())
+    subject = opened(folder, parent=autoregressive)
+    template = template_of(subject.tokenizer)
+    rows = [(kind, row, template.opening(conversation(row["messages"][:-1]))) for kind, row in asked]
+    wanted = [len(template.answer(row["messages"][-1]["content"])) for _, row, _ in rows]
+    fitting = [(row, n) for row, n in zip(rows, wanted, strict=True) if n <= canvas]
+    replies = (continued if autoregressive else filled)(subject, [opening for (_, _, opening), _ in fitting], canvas)
+    return [
+        {"kind": kind, "wanted": n, "tokens": tokens, "ended": ended, "right": simple.right(row, text), "text": text}
+        for ((kind, row, _), n), (text, tokens, ended) in zip(fitting, replies, strict=True)
+    ]
+
+
+def continued(subject: Subject, openings: list[list[int]], canvas: int) -> list[tuple[str, int, bool]]:
+    """(text, tokens, ended) by an AR model."""
+    found = subject.complete(openings, canvas, keys=range(len(openings)))
+    return [(one.text, min(one.tokens + 1, canvas), one.tokens < canvas) for (one,) in found]
+
+
+def filled(subject: Subject, openings: list[list[int]], canvas: int) -> list[tuple[str, int, bool]]:
+    """The same by a diffusion model: confidence order, one token a forward."""
+    lm, template = subject.lm, template_of(subject.tokenizer)
+    canvases = []
+    for opening in openings:
+        ids = torch.tensor([*subject.bos, *opening, *[lm.mask_token_id] * canvas])
+        spans = (Span(len(subject.bos), len(ids) - canvas, ""), Span(len(ids) - canvas, len(ids), None))
+        canvases.append(Canvas(ids, torch.arange(len(ids)) < len(ids) - canvas, spans, lm.tokenizer))
+    options = GenerateOptions(batch_size=8)
+    done = fill(lm.denoiser, canvases, options, lm.forbidden, None, template.end, template.pad)
+    found = []
+    for one in done:
+        new = one.ids[-canvas:]
+        ended = template.end in new
+        kept = new[: new.index(template.end)] if ended else new
+        found.append((lm.tokenizer.decode(kept, skip_special_tokens=True), len(kept) + ended, ended))
+    return found
+
+
+def right(found: Sequence[Answer]) -> float:
+    return sum(one["right"] for one in found) / len(found)
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson, 1927)."""
+    z = NORMAL_95
+    middle, half = (hits + z * z / 2), z * math.sqrt(hits * (count - hits) / count + z * z / 4)
+    return (middle - half) / (count + z * z), (middle + half) / (count + z * z)
+
+
+def mcnemar(ours: list[Answer], theirs: list[Answer]) -> dict[str, Any]:
+    """Right here and wrong there, and the other way round; the exact two-sided p of a fair coin."""
+    pairs = [(a["right"], b["right"]) for a, b in zip(ours, theirs, strict=True)]
+    more, less = pairs.count((True, False)), pairs.count((False, True))
+    tail = sum(math.comb(more + less, k) for k in range(min(more, less) + 1)) / 2 ** (more + less)
+    return {"right here alone": more, "right there alone": less, "p": min(1.0, 2 * tail)}
+
+
+def figures(found: list[Answer]) -> dict[str, Any]:
+    """Shares and mean lengths of one model on one canvas."""
+    if not found:
+        return {}
+    count = len(found)
+    errors = [one["tokens"] - one["wanted"] for one in found]
+    return {
+        "count": count,
+        "right": right(found),
+        "interval": wilson(sum(one["right"] for one in found), count),
+        "empty": sum(not one["text"].strip() for one in found) / count,
+        "never ended": sum(not one["ended"] for one in found) / count,
+        "length error": sum(map(abs, errors)) / count,
+        "longer by": sum(errors) / count,
+        "by kind": grouped(found, lambda one: one["kind"]),
+        "by length": grouped(found, lambda one: next(f"{a} to {b}" for a, b in BINS if a <= one["wanted"] <= b)),
+    }
+
+
+def grouped(found: list[Answer], of: Callable[[Answer], str]) -> dict[str, Any]:
+    """(right, count) of each group, in the order of their names."""
+    groups = {name: [one["right"] for one in found if of(one) == name] for name in dict.fromkeys(map(of, found))}
+    return {name: (sum(groups[name]), len(groups[name])) for name in sorted(groups, key=lambda name: (len(name), name))}
+
+
+def report(bench: Bench) -> dict[str, Any]:
+    policies = {
+        name: {canvas: figures(bench.answers(f"policy, {name}", canvas)) for canvas in CANVASES} for name in POLICIES
+    }
+    rates = {
+        model: {rate: figures(bench.answers(f"rate, {model}, {rate:g}", CANVASES[1])).get("right") for rate in some}
+        for model, some in RATES.items()
+    }
+    found = {model: bench.answers(f"model, {model}", CANVASES[1], test=True) for model in RATES}
+    return conditions(torch.get_num_threads()) | {
+        "policies": policies,
+        "rates": rates,
+        "models": {model: {"learning_rate": bench.rate(model)} | figures(some) for model, some in found.items()},
+        "against the parent": mcnemar(*found.values()) if all(found.values()) else None,
+    }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        "| policy | canvas | right | empty | never ended | length error | longer by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, canvases in found["policies"].items():
+        for canvas, one in canvases.items():
+            if one:
+                shares = " | ".join(f"{one[key]:.1%}" for key in ("right", "empty", "never ended"))
+                lines.append(f"| {name} | {canvas} | {shares} | {one['length error']:.2f} | {one['longer by']:+.2f} |")
+    models = {name: one for name, one in found["models"].items() if "by kind" in one}
+    for key in ("by kind", "by length") if models else ():
+        lines += ["", f"| {key} | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
+        for group in next(iter(models.values()))[key]:
+            cells = " | ".join("{} of {}".format(*one[key][group]) for one in models.values())
+            lines.append(f"| {group} | {cells} |")
+    for name, one in models.items():
+        low, high = one["interval"]
+        lines.append(f"\n{name}: {one['right']:.1%} ({low:.1%} to {high:.1%}), learning rate {one['learning_rate']:g}")
+    return "\n".join([*lines, "", json.dumps(found["against the parent"]), json.dumps(found["rates"])])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "measure", "report"))
+    parser.add_argument("runs", help="where runs and figures are")
+    parser.add_argument("--only", nargs="+", help="the beginnings of names: these runs alone")
+    parser.add_argument("--out", help="of `report`: a JSON file")
+    asked = parser.parse_args()
+    bench = Bench(asked.runs)
+    if asked.what == "report":
+        found = report(bench)
+        if asked.out:
+            Path(asked.out).write_text(json.dumps(found, indent=1) + "\n")
+        print(tables(found))
+        return
+    for name, (settings, canvases) in plan(bench).items():
+        if asked.only is None or any(name.startswith(one) for one in asked.only):
+            if asked.what == "train":
+                bench.train(name, settings)
+            for canvas in canvases if asked.what == "measure" else ():
+                bench.answers(name, canvas, test=name.startswith("model"))
+
+
+if __name__ == "__main__":
+    main()
