@@ -44,7 +44,7 @@ ASK = ("How many {things} does {name} have now?", "How many {things} are left fo
 TOTAL = ("Now {name} has {k} {things}.", "That makes {k} {things}.")
 BOS, MASK, SEP, UNKNOWN = "<|endoftext|>", "<|mask|>", "<|sep|>", "<|unknown|>"
 SPECIAL = (BOS, MASK, SEP, UNKNOWN)
-# A word owns the space before it, and the one behind it where a number follows; a number and what parts two steps are one token.
+# A word owns the space before it, and the one behind it where a number follows; a number is one token, so is what parts steps.
 SPLIT = r"[0-9]+|>> ?<<|>> #### | ?[A-Za-z]+(?: (?=[0-9]))?| ?[-+=] ?|<<|>>|[^A-Za-z0-9]"
 
 Problem = dict[str, str | int]
@@ -102,8 +102,16 @@ def _story(drawn: random.Random, total: bool) -> str:
 
 
 def _equations(drawn: random.Random) -> str:
-    made = [(start, change) for start, (change,) in (_numbers(drawn, 1) for _ in range(6))]
-    return ". ".join(f"{start} {'+-'[change < 0]} {abs(change)} = {start + change}" for start, change in made) + "."
+    """Six of them, apart or each going on from the one before, written with spaces or without."""
+    start, changes = _numbers(drawn, 6)
+    apart, gap = drawn.random() < 0.5, drawn.choice(("", " "))
+    made = []
+    for change in changes:
+        if apart:
+            start, (change,) = _numbers(drawn, 1)
+        made.append(f"{start}{gap}{'+-'[change < 0]}{gap}{abs(change)}{gap}={gap}{start + change}")
+        start += change
+    return ". ".join(made) + "."
 
 
 def _numbers(drawn: random.Random, steps: int) -> tuple[int, list[int]]:
@@ -128,12 +136,15 @@ def _change(drawn: random.Random, change: int, about: dict[str, str]) -> str:
 
 
 def tokenizer() -> "PreTrainedTokenizerFast":
-    """A token for each number and word of this language and each sign of a chain; what it writes comes back letter by letter."""
+    """A token for each number and word of this language and each sign of a chain; what it encodes comes back as it was."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
-    texts = [*corpus(4000, seed=-1), *(f"{one['question']} {one['chain']} #### 1" for one in problems("train", 2000, -1))]
+    texts = [
+        *corpus(4000, seed=-1),
+        *(f"{one['question']} {one['chain']} #### 1" for one in problems("train", 2000, -1)),
+    ]
     pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)} | set(map(str, range(LARGEST + 1)))
     words = Tokenizer(
         models.WordLevel({word: n for n, word in enumerate([*SPECIAL, *sorted(pieces)])}, unk_token=UNKNOWN)

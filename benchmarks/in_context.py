@@ -3,6 +3,7 @@
     python benchmarks/in_context.py train RUNS       # pocket-ar adapted on fewer tokens than pocket
     python benchmarks/in_context.py measure RUNS     # benchmarks/results/DATE-in_context.json, tables of docs/in-context.md
     python benchmarks/in_context.py page             # the tables alone, from the JSON
+    python benchmarks/in_context.py ask PARENT       # what another AR model gets, printed
 
 Five patterns of random words of the model's own vocabulary, each shown by so many shots, then one token to predict. For the
 first three the text has `SLOTS` pieces whatever the shots: what is no shot is a piece of the same form with other words.
@@ -40,13 +41,12 @@ from diffulm import bounds, lm, randomness, scoring
 from diffulm.canvas import encode
 from diffulm.evaluation.cells import error, share_error
 from diffulm.evaluation.subject import Subject, opened
-from diffulm.recipes.config import tokens as in_tokens
 from diffulm.scoring import Method, Request
 
 OUT, PAGE = Path("benchmarks/results/2026-11-22-in_context.json"), Path("docs/in-context.md")
 PARENT, CHILD = "pocket-ar", "pocket"
-TOKENS, WHOLE = ("250K", "500K", "1M", "2M", "4M"), "8M"  # pocket's own run had 8M
-SHOTS, SLOTS, ITEMS, SEED = (0, 1, 2, 4, 8), 12, 256, 0
+TOKENS, WHOLE = ("250K", "500K", "1M", "2M"), "8M"  # pocket's own run had 8M
+SHOTS, SLOTS, ITEMS, SEED = (0, 1, 2, 4, 8), 12, 128, 0
 FEW_AND_MANY = (SHOTS[0], SHOTS[-1])
 PLACES = ("end", "middle", "start")
 Piece = tuple[int, ...]
@@ -55,7 +55,7 @@ Hits = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Pattern:
-    """Ids of: the shots in turn, what stands for those that are not shown (none: nothing does), the question around its answer."""
+    """Ids of the shots in turn, of what stands where no shot is shown (empty: nothing does), and of the question."""
 
     shots: Sequence[Piece]
     others: Sequence[Piece]
@@ -168,11 +168,16 @@ def readings(runs: Path) -> dict[str, tuple[Callable[[], Subject], Method, Seque
         "parent": (lambda: opened(PARENT, parent=True), "autoregressive", SHOTS, PLACES),
         "child": (lambda: opened(CHILD), "left_to_right", SHOTS, PLACES),
         "child's AR reading": (lambda: opened(CHILD), "autoregressive", SHOTS, PLACES[:1]),
-        "adapted on 0": (untrained, "left_to_right", SHOTS, PLACES),
+        "adapted on 0": (untrained, "left_to_right", SHOTS, PLACES[:1]),
     }
     for tokens in TOKENS:
         folder = runs / f"in-context/pocket-{tokens}"
-        found[f"adapted on {tokens}"] = (lambda folder=folder: opened(folder), "left_to_right", FEW_AND_MANY, PLACES)
+        found[f"adapted on {tokens}"] = (
+            lambda folder=folder: opened(folder),
+            "left_to_right",
+            FEW_AND_MANY,
+            PLACES[:1],
+        )
     return found
 
 
@@ -297,25 +302,35 @@ def by_place(report: dict[str, Any]) -> str:
     return table(["pattern", "question", "parent, %", "child, %", "child − parent", "in nats"], rows)
 
 
-def write_page(report: dict[str, Any]) -> None:
-    page = PAGE.read_text("utf-8")
+def refreshed(page: str, report: dict[str, Any]) -> str:
+    """The page with the tables of this report between its markers."""
     for name, make in {"shots": by_shots, "tokens": by_tokens, "places": by_place}.items():
         begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
         before, _, rest = page.partition(begin)
         page = f"{before}{begin}{make(report)}\n{rest[rest.index(end) :]}"
-    PAGE.write_text(page, "utf-8")
+    return page
+
+
+def ask(parent: str) -> None:
+    """Whether a model can be probed at all: right answers by shots."""
+    found = answered(opened(parent, parent=True), "autoregressive", SHOTS, PLACES[:1])
+    for name, by in found.items():
+        print(name, {shots: f"{100 * statistics.fmean(hits['right']):.1f}%" for shots, hits in by.items()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "measure", "page"])
-    parser.add_argument("runs", nargs="?", default="runs", type=Path)
+    parser.add_argument("what", choices=["train", "measure", "page", "ask"])
+    parser.add_argument("where", nargs="?", default="runs", help="the folder of runs, or the parent to ask")
     asked = parser.parse_args()
     if asked.what == "train":
-        return train(asked.runs)
-    if asked.what == "measure":
-        OUT.write_text(json.dumps(measure(asked.runs), indent=1) + "\n")
-    write_page(json.loads(OUT.read_text("utf-8")))
+        train(Path(asked.where))
+    elif asked.what == "ask":
+        ask(asked.where)
+    else:
+        if asked.what == "measure":
+            OUT.write_text(json.dumps(measure(Path(asked.where)), indent=1) + "\n")
+        PAGE.write_text(refreshed(PAGE.read_text("utf-8"), json.loads(OUT.read_text("utf-8"))), "utf-8")
 
 
 if __name__ == "__main__":

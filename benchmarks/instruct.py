@@ -23,28 +23,32 @@ import torch
 from pairs import conditions
 
 import diffulm
-from diffulm.canvas import Canvas, Span
 from diffulm.chat import conversation, template_of
 from diffulm.data import simple
 from diffulm.evaluation.cells import NORMAL_95
-from diffulm.evaluation.subject import Subject, opened
-from diffulm.filling import fill
-from diffulm.options import GenerateOptions
+from diffulm.evaluation.subject import opened
 
 AR = {"model": "pocket-ar", "objective": "autoregressive"}
-POLICY = {"preset": "instruct", "tokens": "1M", "length": 96, "eval_every": "100%"}
+POLICY = {"preset": "instruct", "tokens": "600K", "length": 96}
+FEW = {"eval_every": "100%", "eval_rows": 8, "eval_answers": 8}
+"""What a run measures by itself."""
 POLICIES: dict[str, dict[str, Any]] = {
-    "full": {"padding": "full"},
-    "full, weight 0.1": {"padding": "full", "padding_weight": 0.1},
+    "full": {"padding": "full", "packing": False},
+    "full, weight 0.1": {"padding": "full", "packing": False, "padding_weight": 0.1},
+    "random 0 to 32, one a row": {"padding": "random", "padding_tokens": 32, "packing": False},
     "random 0 to 32": {"padding": "random", "padding_tokens": 32},
     "random 0 to 8": {"padding": "random", "padding_tokens": 8},
     "none": {"padding": "none"},
     "random 0 to 32, truncation": {"padding": "random", "padding_tokens": 32, "truncation": 0.3},
     "block": {"padding": "block", "model": "pocket-block"},
 }
-CANVASES = (16, 48, 96)
-RATES = {"pocket": (5e-4, 1e-3, 2e-3), "pocket-ar": (5e-4, 1e-3, 2e-3)}
-RATE_TOKENS = "500K"
+CANVASES, CANVAS = (16, 48, 96), 32
+"""Positions behind a question: for the policies, and for the models."""
+SURE = {
+    "threshold": 0.95
+}  # of policies: what the model is so sure of is revealed at once, which takes a third of the time
+RATES = {"pocket": (1e-3, 2e-3), "pocket-ar": (1e-3, 2e-3)}
+RATE_TOKENS = "300K"
 VALIDATED = 20  # instructions of each kind
 BINS = ((1, 2), (3, 6), (7, 12), (13, 30))
 """Tokens of an answer, its end included."""
@@ -67,29 +71,34 @@ class Bench:
     def train(self, name: str, settings: dict[str, Any]) -> None:
         out, began = self.runs / named(name), time.monotonic()
         if not (out / "report.json").exists():
-            settings = {"model": "pocket", "eval_every": "100%", **settings}
+            settings = {"model": "pocket", **FEW, **settings}
             if settings["model"] == "pocket-block":
                 settings["model"] = str(self.runs.parent / "pocket-block")
             diffulm.sft(settings.pop("preset"), out=str(out), **settings)
             print(f"{time.monotonic() - began:6.0f} s: {name}", file=sys.stderr, flush=True)
 
-    def answers(self, name: str, canvas: int, test: bool = False) -> list[Answer]:
-        """What a run's model answers, kept beside the runs; [] where there is no run."""
-        asked = self.test if test else self.validation
-        file = self.runs / "measured" / f"{named(name)}.{canvas}{'.test' * test}.json"
-        if not file.exists():
-            if not (self.runs / named(name) / "report.json").exists():
-                return []
-            began = time.monotonic()
-            found = answers(self.runs / named(name), asked, canvas)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(found))
-            print(f"{time.monotonic() - began:6.0f} s: {name}, canvas of {canvas}", file=sys.stderr, flush=True)
-        return json.loads(file.read_text())
+    def measure(self, name: str, canvas: int) -> None:
+        """What a run's model answers, kept beside the runs: for the models all of the test part, else other instructions."""
+        file, folder, test = self.file(name, canvas), self.runs / named(name), name.startswith("model")
+        if file.exists() or not (folder / "report.json").exists():
+            return
+        began = time.monotonic()
+        found = answers(folder, self.test if test else self.validation, canvas, {} if test else SURE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+        print(f"{time.monotonic() - began:6.0f} s: {name}, canvas of {canvas}", file=sys.stderr, flush=True)
+
+    def answers(self, name: str, canvas: int) -> list[Answer]:
+        """What `measure` has found; [] where it has not."""
+        file = self.file(name, canvas)
+        return json.loads(file.read_text()) if file.exists() else []
+
+    def file(self, name: str, canvas: int) -> Path:
+        return self.runs / "measured" / f"{named(name)}.{canvas}.json"
 
     def rate(self, model: str) -> float | None:
         """The learning rate of the most right answers; None while one of them is not measured."""
-        found = {rate: self.answers(f"rate, {model}, {rate:g}", CANVASES[1]) for rate in RATES[model]}
+        found = {rate: self.answers(f"rate, {model}, {rate:g}", CANVAS) for rate in RATES[model]}
         return max(found, key=lambda rate: right(found[rate])) if all(found.values()) else None
 
 
@@ -100,10 +109,10 @@ def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
     for model, rates in RATES.items():
         common = {"preset": "instruct"} | (AR if model == "pocket-ar" else {})
         for rate in rates:
-            found[f"rate, {model}, {rate:g}"] = common | {"tokens": RATE_TOKENS, "learning_rate": rate}, CANVASES[1:2]
+            found[f"rate, {model}, {rate:g}"] = common | {"tokens": RATE_TOKENS, "learning_rate": rate}, (CANVAS,)
         best = bench.rate(model)
         if best is not None:
-            found[f"model, {model}"] = common | {"learning_rate": best}, CANVASES[1:2]
+            found[f"model, {model}"] = common | {"learning_rate": best}, (CANVAS,)
     return found
 
 
@@ -117,8 +126,8 @@ def unlike(test: list[tuple[str, simple.Row]]) -> list[tuple[str, simple.Row]]:
     return [(kind, row) for kind, some in found.items() for row in some]
 
 
-def answers(folder: Path, asked: list[tuple[str, simple.Row]], canvas: int) -> list[Answer]:
-    """Greedy answers on a canvas of so many positions behind the question, of those whose right answer fits.
+def answers(folder: Path, asked: list[tuple[str, simple.Row]], canvas: int, how: dict[str, Any]) -> list[Answer]:
+    """Greedy answers, in confidence order, on a canvas of so many positions, of the instructions whose right answer fits.
 
     Of each: kind, wanted and tokens (of the right answer and of this one, the end included), ended, right.
     """
@@ -128,35 +137,18 @@ def answers(folder: Path, asked: list[tuple[str, simple.Row]], canvas: int) -> l
     rows = [(kind, row, template.opening(conversation(row["messages"][:-1]))) for kind, row in asked]
     wanted = [len(template.answer(row["messages"][-1]["content"])) for _, row, _ in rows]
     fitting = [(row, n) for row, n in zip(rows, wanted, strict=True) if n <= canvas]
-    replies = (continued if autoregressive else filled)(subject, [opening for (_, _, opening), _ in fitting], canvas)
-    return [
-        {"kind": kind, "wanted": n, "tokens": tokens, "ended": ended, "right": simple.right(row, text), "text": text}
-        for ((kind, row, _), n), (text, tokens, ended) in zip(fitting, replies, strict=True)
-    ]
-
-
-def continued(subject: Subject, openings: list[list[int]], canvas: int) -> list[tuple[str, int, bool]]:
-    """(text, tokens, ended) by an AR model."""
-    found = subject.complete(openings, canvas, keys=range(len(openings)))
-    return [(one.text, min(one.tokens + 1, canvas), one.tokens < canvas) for (one,) in found]
-
-
-def filled(subject: Subject, openings: list[list[int]], canvas: int) -> list[tuple[str, int, bool]]:
-    """The same by a diffusion model: confidence order, one token a forward."""
-    lm, template = subject.lm, template_of(subject.tokenizer)
-    canvases = []
-    for opening in openings:
-        ids = torch.tensor([*subject.bos, *opening, *[lm.mask_token_id] * canvas])
-        spans = (Span(len(subject.bos), len(ids) - canvas, ""), Span(len(ids) - canvas, len(ids), None))
-        canvases.append(Canvas(ids, torch.arange(len(ids)) < len(ids) - canvas, spans, lm.tokenizer))
-    options = GenerateOptions(batch_size=8)
-    done = fill(lm.denoiser, canvases, options, lm.forbidden, None, template.end, template.pad)
+    said = subject.complete(
+        [opening for (_, _, opening), _ in fitting],
+        canvas,
+        keys=range(len(fitting)),
+        closing=(template.end, template.pad),
+        **how,
+    )
     found = []
-    for one in done:
-        new = one.ids[-canvas:]
-        ended = template.end in new
-        kept = new[: new.index(template.end)] if ended else new
-        found.append((lm.tokenizer.decode(kept, skip_special_tokens=True), len(kept) + ended, ended))
+    for ((kind, row, _), n), (one,) in zip(fitting, said, strict=True):
+        tokens = len(template.part(one.text)) + 1 if one.ended else canvas
+        told = {"ended": one.ended, "right": simple.right(row, one.text), "text": one.text}
+        found.append({"kind": kind, "wanted": n, "tokens": tokens} | told)
     return found
 
 
@@ -209,10 +201,10 @@ def report(bench: Bench) -> dict[str, Any]:
         name: {canvas: figures(bench.answers(f"policy, {name}", canvas)) for canvas in CANVASES} for name in POLICIES
     }
     rates = {
-        model: {rate: figures(bench.answers(f"rate, {model}, {rate:g}", CANVASES[1])).get("right") for rate in some}
+        model: {rate: figures(bench.answers(f"rate, {model}, {rate:g}", CANVAS)).get("right") for rate in some}
         for model, some in RATES.items()
     }
-    found = {model: bench.answers(f"model, {model}", CANVASES[1], test=True) for model in RATES}
+    found = {model: bench.answers(f"model, {model}", CANVAS) for model in RATES}
     return conditions(torch.get_num_threads()) | {
         "policies": policies,
         "rates": rates,
@@ -248,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure", "report"))
     parser.add_argument("runs", help="where runs and figures are")
-    parser.add_argument("--only", nargs="+", help="the beginnings of names: these runs alone")
+    parser.add_argument("--only", nargs="+", help="these runs alone, by name: 'policy, none'")
     parser.add_argument("--out", help="of `report`: a JSON file")
     asked = parser.parse_args()
     bench = Bench(asked.runs)
@@ -259,11 +251,11 @@ def main() -> None:
         print(tables(found))
         return
     for name, (settings, canvases) in plan(bench).items():
-        if asked.only is None or any(name.startswith(one) for one in asked.only):
+        if asked.only is None or name in asked.only:
             if asked.what == "train":
                 bench.train(name, settings)
             for canvas in canvases if asked.what == "measure" else ():
-                bench.answers(name, canvas, test=name.startswith("model"))
+                bench.measure(name, canvas)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ import re
 
 import pytest
 
+from diffulm import load
+from diffulm.chat import conversation, template_of
 from diffulm.data import simple
+from diffulm.recipes.config import resolve
+from diffulm.recipes.sft import SftConfig
 
 Parts = dict[simple.Part, list[tuple[str, simple.Row]]]
 
@@ -85,3 +89,13 @@ def test_the_same_seed_gives_the_same_rows_everywhere(parts: Parts) -> None:
     assert rows != list(simple.rows("train", 6000, seed=1))
     digest = hashlib.sha256(json.dumps(rows[:500]).encode()).hexdigest()
     assert digest.startswith("fb903185896a65dd")  # as written down once: another machine, the same rows
+
+
+def test_the_preset_has_room_for_every_instruction(parts: Parts) -> None:
+    config = resolve("sft", SftConfig, "instruct", {"model": "pocket", "out": "out"})
+    assert (config.data, config.eval_data) == ("simple", "simple:test")
+    assert set(simple.PARTS) == set(SftConfig.made)
+    template = template_of(load("pocket").tokenizer)
+    for _, row in parts["test"][::4]:
+        *before, answer = conversation(row["messages"])
+        assert 1 + len(template.opening(before)) + len(template.answer(answer["content"])) <= config.length

@@ -273,7 +273,9 @@ def test_gsm8k_says_whether_the_model_was_fine_tuned_and_fills_the_canvas(folder
     assert (cell.value, cell.counts) == (0.0, {"no answer found": 5})  # a number, but no mark before it
 
 
-TALK = "{% for m in messages %}<u>{{ m.content }}{% if m.role == 'assistant' %}<end>{% else %}<a>{% endif %}{% endfor %}"
+TALK = (
+    "{% for m in messages %}<u>{{ m.content }}{% if m.role == 'assistant' %}<end>{% else %}<a>{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffulm.bounds import Score
     from diffulm.canvas import Hole
     from diffulm.errors import BadInput
+    from diffulm.evaluation.answers import vote
     from diffulm.lm import DiffusionLM, Generation, adopt, load
     from diffulm.recipes.adapt import adapt
     from diffulm.recipes.evaluate import evaluate
@@ -31,6 +32,7 @@ __all__ = [
     "adopt",
     "evaluate",
     "load",
+    "vote",
 ]
 
 _HOME = {
@@ -43,6 +45,7 @@ _HOME = {
     "adopt": "diffulm.lm",
     "evaluate": "diffulm.recipes.evaluate",
     "load": "diffulm.lm",
+    "vote": "diffulm.evaluation.answers",
 }
 
 

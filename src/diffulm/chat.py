@@ -167,7 +167,7 @@ def template_of(tokenizer: Any, name: str = "auto") -> Template:
     if name == "auto" and own:
         source = tokenizer.get_chat_template()
     else:
-        source = _file("plain" if name == "auto" else name).read_text("utf-8")
+        source = template_file("plain" if name == "auto" else name).read_text("utf-8")
     found = Template(tokenizer, source)
     _ = found.end  # so that what cannot be rendered is known before anything else is done
     return found
@@ -177,7 +177,8 @@ def template_names() -> list[str]:
     return sorted(file.stem for file in BUILT_IN.glob("*.jinja"))
 
 
-def _file(name: str) -> Path:
+def template_file(name: str) -> Path:
+    """Where a built-in template lies, or one that is named by its file. BadInput where there is none."""
     if name in template_names():
         return BUILT_IN / f"{name}.jinja"
     file = Path(name).expanduser()
@@ -195,6 +196,7 @@ def fitted(template: Template, messages: Sequence[Message], room: int) -> tuple[
     """
     head = list(messages[:1]) if messages[0]["role"] == "system" else []
     rest = list(messages[len(head) :])
+    needed = 0
     for first in range(0, len(rest), 2):
         kept = [*head, *rest[first:]]
         needed = len(template.opening(kept))

@@ -107,7 +107,9 @@ class Dialogue:
         parts, closing = canvas.joined(parts), self._template.answer("")
         open_ended = not all(isinstance(part, str) or part.settled for part in parts)
         needed = sum(part.longest if isinstance(part, Hole) else len(self._template.part(part)) for part in parts)
+        left_out = self.left_out
         messages = self._fitted(before, question, needed + len(closing))
+        self.left_out = left_out  # the next answer may take less
         options = {name: value for name, value in self.options.items() if name != "length"}
         told = None if open_ended else self._watched(messages, watch)  # a search shows nothing before it is over
         chosen = checked(GenerateOptions, **options | {"n": 2 if open_ended else 1})
@@ -142,7 +144,7 @@ class Dialogue:
             raise BadInput(f"{path}: is there, and holds no conversations; name another file")
         row = json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n"
         with path.open("ab") as file:
-            file.write(b"\n" * bool(before and not before.endswith(b"\n")) + row.encode())
+            file.write(b"\n" * bool(before and not before.endswith(b"\n")) + row.encode("utf-8", "backslashreplace"))
 
     @property
     def context(self) -> int | None:
@@ -176,6 +178,10 @@ class Dialogue:
         messages = conversation(self._messages(told[self.left_out :], question))
         bos = self.lm.record.bos_token_id is not None
         room = sys.maxsize if self.context is None else self.context - bos - needed
+        if room < 1:
+            raise BadInput(
+                f"{needed} tokens for an answer are too many: the model's context is {self.context}; ask for less"
+            )
         kept, dropped = fitted(self._template, messages, room)
         self.left_out += dropped // 2
         return kept

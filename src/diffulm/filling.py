@@ -56,13 +56,14 @@ def fill(
     seeds: Sequence[tuple[int, int]] | None = None,
     constraint: Constraint | None = None,
     order: Rule | None = None,
+    around: Callable[[Denoise], Denoise] | None = None,
 ) -> list[Filled]:
     """Fill every canvas, `options.batch_size` at a time: memory depends on that, results do not.
 
     forbidden: ids that are never drawn. eos_token_id: ends a text; what is free after it becomes pad_token_id (default the
     same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. order: instead of
-    `options.sampler`. callback: called with a Frame before and after every forward; its `rows` number the canvases over all
-    batches.
+    `options.sampler`. around: what is made of the model. callback: called with a Frame before and after every forward; its
+    `rows` number the canvases over all batches.
     BadInput for options that this model cannot follow, and for seeds that are neither one nor as many as canvases;
     FloatingPointError if the model's logits are not finite.
     """
@@ -83,6 +84,7 @@ def fill(
             filled, forwards = _verified(denoiser, ids, fixed, present, options, forbidden, constraint, common)
         else:
             denoise, block = denoising(denoiser, options)
+            denoise = around(denoise) if around else denoise
             denoise = constrained(denoise, constraint) if constraint else denoise
             mask = denoiser.record.mask_token_id
             filled, forwards = sample(

@@ -123,12 +123,13 @@ def opened(folder: Path, home: Path, record: Record, dtype: torch.dtype | None) 
         raise BadInput(f"{folder / CONFIG}: r = {shown(str(rank))}, lora_alpha = {shown(str(alpha))}: not of a LoRA")
     model, mask = load_weights(home, dtype), record.mask_token_id
     new = mask >= len(model.get_input_embeddings().weight)
-    vector = any(name.endswith(".mask_vector") for name in headers(folder))  # not in a run that trains the embeddings
+    vector = any(name.endswith(".mask_vector") for name in headers(folder))
+    embeddings = any("lora_" not in name and not name.endswith(".mask_vector") for name in headers(folder))
     if vector:
         give_mask_vector(model, mask, new)
     elif new:
         give_row(model, mask)
-    add_lora(model, str(told[BASE]), rank, alpha, 0, embeddings=not vector)
+    add_lora(model, str(told[BASE]), rank, alpha, 0, embeddings)
     model.config.diffulm = record.to_dict()
     fill(model, folder)
     if record.notes.get(ROWS) == "masked":

@@ -193,7 +193,7 @@ def training_of(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any
         "steps": report["steps"],
         "settings": {key: config[key] for key in keys if key in config},
         "scores": scores,
-        "held_out_blocks": report["held_out_blocks"],
+        **{key: report[key] for key in ("held_out_blocks", "held_out_examples") if key in report},
     }
 
 
@@ -292,7 +292,10 @@ def _scores(training: dict[str, Any]) -> str:
             rows.append((title, f"{scores[key]:.3f}{error}"))
     if not rows:
         return ""
-    blocks = f"On {training['held_out_blocks']} held-out blocks, at the end of training, nats a token:"
+    told = f"{training.get('held_out_blocks', '')} held-out blocks"
+    if "held_out_examples" in training:
+        told = f"the replies of {training['held_out_examples']} held-out examples"
+    blocks = f"On {told}, at the end of training, nats a token:"
     return f"## Losses\n\n{blocks}\n\n{_table(['', 'nats'], rows)}"
 
 

@@ -82,9 +82,14 @@ def checked(record: Record, mask_token_id: int | None, vocabulary: int, source: 
     return replace(record, mask_token_id=mask)
 
 
+def is_plain(place: Path, config: dict[str, Any], source: str) -> bool:
+    """Whether nothing in a checkpoint says that it is a diffusion model."""
+    return "diffulm" not in config and not released.is_released(place, config, source)
+
+
 def refuse_plain(place: Path, config: dict[str, Any], mask_token_id: int | None, source: str) -> None:
     """BadInput for an AR checkpoint: nothing in it says that it is a diffusion model, nor did the caller."""
-    if "diffulm" not in config and mask_token_id is None and not released.is_released(place, config, source):
+    if mask_token_id is None and is_plain(place, config, source):
         raise BadInput(f"{source}: is a plain AR checkpoint, not a diffusion model; `diffulm adapt` makes one of it")
 
 

@@ -106,10 +106,10 @@ def methods(ctx: typer.Context) -> list[str]:
 
 def parts(incomplete: str) -> list[str]:
     """Parts of the suite, after those that are there already: "lambada,ch" -> "lambada,choices"."""
-    from diffulm.recipes.evaluate import WHOLE, parts
+    from diffulm.recipes.evaluate import parts, suites
 
     before = incomplete[: incomplete.rfind(",") + 1]
-    return [before + name for name in ([] if before else [WHOLE]) + parts() if name not in before.split(",")]
+    return [before + name for name in ([] if before else [*suites()]) + parts() if name not in before.split(",")]
 
 
 COMPLETIONS: dict[str, Callable[..., list[str]]] = {

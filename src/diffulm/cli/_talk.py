@@ -102,7 +102,8 @@ class Terminal:
                     made = ask(*given, watch=answer.draw, on_text=answer.add)
             except KeyboardInterrupt:
                 answer.end(self.talk.answer if given else "")
-                raise
+                self.stopped("" if given else ": the answer before it stays")
+                return
             answer.end(made.completion)
         if not made.completion.strip():
             self.note("that was an empty answer")
@@ -110,6 +111,11 @@ class Terminal:
             turns = f"{self.talk.left_out} turns" if self.talk.left_out > 1 else "turn"
             self.note(f"the oldest {turns} no longer fit the model's context of {self.talk.context}: left out")
         self.left_out = self.talk.left_out
+
+    def stopped(self, what: str) -> None:
+        if _process.stopped():
+            raise KeyboardInterrupt
+        self.note(f"stopped{what}")
 
     def retry(self, _: str) -> None:
         before = self.talk.answer
@@ -126,7 +132,12 @@ class Terminal:
         parts = hole_in(before, words, self.talk.lm.tokenizer)
         with Answer(self.out, self.live) as answer, _common.only_result():
             answer.draw([(part, False) if isinstance(part, str) else (3 * self.talk.hidden, True) for part in parts])
-            self.talk.edit(parts, watch=answer.draw)
+            try:
+                self.talk.edit(parts, watch=answer.draw)
+            except KeyboardInterrupt:
+                answer.end(before)
+                self.stopped(": the answer stays as it was")
+                return
             answer.end(self.talk.answer)
         if self.talk.answer == before:
             self.note("the model would write the same again: give it other lengths, /edit <2-6> WORDS")

@@ -11,7 +11,7 @@ from diffulm.cli import _common, _process
 
 def eval(
     model: str = _common.MODEL,
-    suite: str = typer.Option("", "--suite", help="paper (all of it), or parts of it: a,b.", show_default=False),
+    suite: str = typer.Option("", "--suite", help="paper (all of it), instruct, or parts: a,b.", show_default=False),
     tasks: str = typer.Option("", "--tasks", help="Tasks of lm-eval: a,b.", show_default=False),
     parent: str | None = typer.Option(None, "--parent", help="The AR model to measure beside it.", show_default=False),
     data_dir: str | None = typer.Option(

@@ -8,6 +8,7 @@ trained on just what it is asked at decoding. Examples share a row of `length` p
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -252,6 +253,24 @@ def _closed(row: _Row, length: int, pad: int) -> tuple[list[int], ...]:
     return row.ids, row.document, row.kind
 
 
+def but_last(found: Iterator[Example], count: int) -> Iterator[Example]:
+    """All but the last `count`."""
+    waiting: deque[Example] = deque()
+    for one in found:
+        waiting.append(one)
+        if len(waiting) > count:
+            yield waiting.popleft()
+
+
+def last(found: Iterator[Example], most: int) -> list[Example]:
+    """The last `most`, but a tenth at the most, and at least one."""
+    kept, total = deque(maxlen=most), 0
+    for one in found:
+        kept.append(one)
+        total += 1
+    return list(kept)[-max(1, min(most, total // 10)) :]
+
+
 def build(
     data: str | list[str],
     template: Template,
@@ -260,19 +279,23 @@ def build(
     folder: Path,
     fields: tuple[str | None, str | None] = (None, None),
     skips: Skips | None = None,
+    keep: Callable[[Iterator[Example]], Iterable[Example]] = iter,
+    kept: str = "all",
 ) -> tuple[Dataset, dict[str, Any]]:
     """(rows of `data`, memory-mapped; their manifest), kept in `folder` and used again when it holds the same, unaltered.
+
+    keep: which of the examples, such as `but_last` or `last`; kept: what that is called.
 
     Columns ids, document and kind; the manifest has the counts, and `documents`: of a row at most. One process at a time.
 
     Raises:
         BadInput: as `examples` does; no example that fits.
     """
-    wanted = _wanted(data, template, bos_token_id, shape, fields, skips)
+    wanted = _wanted(data, template, bos_token_id, shape, fields, skips, kept)
     arrow, manifest = folder / "blocks.arrow", read_manifest(folder) or {}
     if not (arrow.is_file() and manifest.get("wanted") == wanted and manifest.get("sha256") == digest(arrow)):
         counts, most = Counts(), [0]
-        found = examples(data, template, bos_token_id, shape, counts, fields, skips)
+        found = keep(examples(data, template, bos_token_id, shape, counts, fields, skips))
         made = (laid(one, number, shape, template.pad) for number, one in enumerate(found))
         packed = rows(made, shape, template.pad)
         first = next(packed, None)
@@ -301,7 +324,13 @@ def build(
 
 
 def _wanted(
-    data: str | list[str], template: Template, bos: int | None, shape: Shape, fields: Any, skips: Skips | None
+    data: str | list[str],
+    template: Template,
+    bos: int | None,
+    shape: Shape,
+    fields: Any,
+    skips: Skips | None,
+    kept: str,
 ) -> str:
     """A checksum of all that the rows depend on: files by path, size and time of change."""
     files: list[Any] = []

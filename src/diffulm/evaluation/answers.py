@@ -6,8 +6,12 @@ A text in which no answer is found has the answer None: it is wrong, and it does
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
+
+from diffulm.errors import unknown
 
 # a sign belongs to it where nothing stands before that it could be taken from: the 4 of "3-4" is 4
 _SIGN = r"(?<![\w)])[-−]"
@@ -96,3 +100,40 @@ def hit(right: Sequence[bool], k: int) -> bool:
     if len(right) < k:
         raise ValueError(f"hit@{k} of {len(right)} draws")
     return any(right[:k])
+
+
+EXTRACTS: dict[str, Callable[[str], str | None]] = {
+    "number": number, "marked": marked, "letter": letter, "text": lambda text: normalised(text) or None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vote:
+    """answer: the one given most often; None where no draw has one. answers: that of each draw."""
+
+    answer: str | None
+    answers: tuple[str | None, ...]
+
+    @property
+    def share(self) -> float:
+        """Of all draws, those that give this answer."""
+        return self.answers.count(self.answer) / len(self.answers) if self.answer is not None else 0.0
+
+
+def vote(found: Any, extract: str | Callable[[str], str | None] = "number") -> Vote:
+    """Self-consistency (Wang et al., 2022): what most draws answer.
+
+        diffulm.vote(lm.generate("Question: 2 + 3?\nAnswer:", length=16, temperature=0.7, n=8)).answer
+
+    found: what `lm.generate(..., n=...)` gives for one prompt, or texts. extract: "number" (the last one), "marked" (the
+    number after `####`), "letter" (the option named, A to D), "text" (all of it, without case, articles and punctuation), or
+    a function from a text to its answer, None where it has none. BadInput for another name.
+    """
+    if isinstance(extract, str):
+        if extract not in EXTRACTS:
+            raise unknown("way to find an answer", extract, EXTRACTS)
+        extract = EXTRACTS[extract]
+    if hasattr(found, "completion"):
+        found = [one.fills[0] for one in found.candidates] or [found.completion]
+    answers = tuple(map(extract, found))
+    return Vote(majority(answers), answers)

@@ -18,7 +18,7 @@ Role = Literal["child", "parent"]
 LEFT_OUT = ("memory", "batch_size")  # settings and counts with such a word in their name
 SETTINGS = ("method", "order", "steps", "draws", "temperature", "shots")  # in every cell, None where it has none
 ORDERS = {"left_to_right": "left to right", "autoregressive": "left to right", "bound": "any", "published": "any"}
-ANSWERS = ("accuracy", "acc", "exact match", "pass@", "hit@")  # metrics of what is right or wrong
+ANSWERS = ("accuracy", "acc", "exact match", "pass@", "hit@", "share")  # metrics of what is right or wrong
 CLOCK = {"seconds": "seconds", "per second": "per_second", "a second": "per_second"}
 
 

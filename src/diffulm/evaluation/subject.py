@@ -28,11 +28,13 @@ TILE = 8  # prompts that an AR model continues at once: fixed, so that a text do
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model went on with. cut: tokens of the prompt left out on the left, for want of room."""
+    """What a model went on with. cut: tokens of the prompt left out on the left, for want of room. ended: by the token
+    that ends a text, not for want of positions."""
 
     text: str
     cut: int
     tokens: int
+    ended: bool
 
 
 @dataclass
@@ -98,7 +100,10 @@ class Subject:
             chosen = GenerateOptions(steps=steps, temperature=temperature, batch_size=batch_size, **options)
             texts = self._filled(kept, lengths, chosen, seeds, stop, draws, closing)
         cuts = [len(ids) - len(rest) for ids, rest in zip(encoded, kept, strict=True)]
-        return [[Completion(text, lost, new) for text, new in of] for of, lost in zip(texts, cuts, strict=True)]
+        return [
+            [Completion(text, lost, new, ended) for text, new, ended in of]
+            for of, lost in zip(texts, cuts, strict=True)
+        ]
 
     def _filled(
         self,
@@ -109,7 +114,7 @@ class Subject:
         stop: Sequence[str],
         count: int,
         closing: tuple[int, int] | None,
-    ) -> list[list[tuple[str, int]]]:
+    ) -> list[list[tuple[str, int, bool]]]:
         made = [
             continued(self.tokenizer, self.bos, ids, self.lm.mask_token_id, n, closing)
             for ids, n in zip(prompts, lengths, strict=True)
@@ -125,7 +130,11 @@ class Subject:
             *ends,
             seeds=streams,
         )
-        texts = [(completion(one.canvas, one.ids, stop), int((~one.canvas.fixed).sum())) for one in done]
+        texts = [
+            (completion(one.canvas, one.ids, stop), free, ends[0] in one.ids[-free:])
+            for one in done
+            for free in [int((~one.canvas.fixed).sum())]
+        ]
         return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def _continued(
@@ -137,9 +146,9 @@ class Subject:
         temperature: float,
         count: int,
         closing: tuple[int, int] | None,
-    ) -> list[list[tuple[str, int]]]:
+    ) -> list[list[tuple[str, int, bool]]]:
         """By `generate` of transformers: greedy in tiles of prompts padded on the left, drawn one prompt at a time."""
-        texts: list[list[tuple[str, int]]] = []
+        texts: list[list[tuple[str, int, bool]]] = []
         drawn = temperature > 0
         while len(texts) < len(prompts):
             start = len(texts)
@@ -178,9 +187,9 @@ class Subject:
                 return min(size, len(prompts))
         return 1
 
-    def _text(self, before: list[int], new: list[int], stop: Sequence[str], end: int) -> tuple[str, int]:
+    def _text(self, before: list[int], new: list[int], stop: Sequence[str], end: int) -> tuple[str, int, bool]:
         kept = new[: new.index(end)] if end in new else new
-        return cut(text_after(self.tokenizer, before[len(self.bos) :], kept), stop), len(kept)
+        return cut(text_after(self.tokenizer, before[len(self.bos) :], kept), stop), len(kept), end in new
 
     @property
     def _pad(self) -> int:

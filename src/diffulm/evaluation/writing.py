@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffulm.canvas import encode
 from diffulm.evaluation.cells import Cell, Length, share_cell
 from diffulm.evaluation.subject import Subject
-from diffulm.evaluation.tasks import Document
 from diffulm.evaluation.trial import Trial
 
 GROUP = 64  # questions a line of the journal
@@ -66,23 +64,13 @@ def written(
             batch_size=trial.batch_size,
             **how,
             **order,
-            **closed,
+            closing=closing,
         )
         return [[[one.text for one in of], of[0].cut] for of in found]
 
     reads = "left to right" if subject.autoregressive else "diffusion"
     kept = trial.journal.map(f"{name}: {subject.name}, {reads}, {how | order | closed}", prompts, run, GROUP)
     return [Written(tuple(texts), cut) for texts, cut in kept]
-
-
-def with_shots(subject: Subject, shots: Sequence[Document], context: str, length: int) -> tuple[str, int]:
-    """(the prompt: as many whole shots as leave room for context and answer, then the context; how many those are)."""
-    for count in range(len(shots), 0, -1):
-        shown = "".join(f"{one['context']}{one['continuation']}\n\n" for one in shots[:count])
-        prompt = shown + context
-        if len(subject.bos) + len(encode(subject.tokenizer, prompt)) + length <= subject.context:
-            return prompt, count
-    return context, 0
 
 
 def share(task: str, hits: Sequence[bool], texts: Sequence[Written], metric: str = "accuracy", **more: Any) -> Cell:

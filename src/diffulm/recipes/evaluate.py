@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 # As the columns of the paper's Table 1 come, then what it has in figures; a part that is not named here comes last.
 ORDER = (
     *("triviaqa", "lambada", "choices", "gsm8k", "rocstories", "humaneval"),
-    *("in_context", "bits_per_byte", "order_gap", "generation", "speed"),
+    *("in_context", "bits_per_byte", "order_gap", "generation", "speed", "mt_bench"),
 )
+INSTRUCT = ("gsm8k", "mt_bench")  # what only a model can do that was fine-tuned; no table of the paper has the second
 PACKAGE = Path(__file__).parents[1]
 WHOLE, JOURNAL = "paper", "journal.jsonl"
 FREE_KEYS = ("out", "batch_size", "device")  # what may differ between two commands of the same evaluation
@@ -51,6 +52,13 @@ def parts() -> list[str]:
     """The parts of the suite, by file name: nothing has to be imported to know them."""
     names = {module.name for module in iter_modules(suite.__path__) if not module.name.startswith("_")}
     return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def suites() -> dict[str, list[str]]:
+    """The names that stand for several parts."""
+    known = parts()
+    whole = [name for name in known if name != "mt_bench"]
+    return {WHOLE: whole, "instruct": [name for name in known if name in INSTRUCT]}
 
 
 def _listed(value: Any) -> Any:
@@ -99,9 +107,10 @@ class EvalConfig(Options):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in parts() and name != WHOLE:
-                raise unknown("part of the suite", name, [WHOLE, *parts()])
-        return tuple(name for name in parts() if name in names or WHOLE in names)
+            if name not in parts() and name not in suites():
+                raise unknown("part of the suite", name, [*suites(), *parts()])
+        asked = {part for name in names for part in suites().get(name, [name])}
+        return tuple(name for name in parts() if name in asked)
 
     @model_validator(mode="after")
     def _something(self) -> "EvalConfig":
@@ -230,7 +239,7 @@ def _out(config: EvalConfig, identity: dict[str, Any]) -> Path:
     if config.out is not None:
         return Path(config.out).expanduser()
     key = json.dumps([_plain(config, *FREE_KEYS), identity], sort_keys=True)
-    what = WHOLE if list(config.suite) == parts() else "-".join([*config.suite, *config.tasks])
+    what = WHOLE if list(config.suite) == suites()[WHOLE] else "-".join([*config.suite, *config.tasks])
     name = re.sub(r"[^\w.-]+", "-", f"eval-{Path(config.model).name}-{what}").strip("-")
     return Path("runs") / f"{name[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -47,7 +47,9 @@ Token = Annotated[str, BeforeValidator(lambda t: str(t) if type(t) is int else t
 
 
 class TrainingConfig(Options):
-    """The settings of a run that do not depend on what it is for."""
+    """The settings of a run that do not depend on what it is for. made: names of data that is made, not read."""
+
+    made: ClassVar[tuple[str, ...]] = ()
 
     model: Name
     """The AR parent: a folder, a hub id or a shipped name."""
@@ -213,8 +215,10 @@ def check(config: TrainingConfig, out: Path) -> None:
         named = getattr(config, key)
         if named is None or manifest_of(named) is not None:
             continue
-        sources(named)
         for name in [named] if isinstance(named, str) else named:
+            if name in config.made:
+                continue
+            sources(name)
             if any(takes_in(name, out / file) for file in OWN):
                 raise BadInput(f"{key}={name}: takes in what the run writes to out={out}; name a folder elsewhere")
     check_launch(config)

@@ -15,6 +15,7 @@ from diffulm.errors import BadInput
 from diffulm.evaluation import answers, data, tasks, writing
 from diffulm.evaluation.cells import Cell, absent
 from diffulm.evaluation.data import NoData
+from diffulm.evaluation.shots import asked_and_shown, before
 from diffulm.evaluation.tasks import Document
 from diffulm.evaluation.trial import Trial
 from diffulm.evaluation.writing import Prompt
@@ -49,15 +50,15 @@ def run(trial: Trial) -> list[Cell]:
 def _cells(trial: Trial, name: str) -> list[Cell]:
     kind, shots = KINDS[name], SHOTS if trial.shots is None else trial.shots
     try:
-        rows, shown = asked_and_shown(name, trial, shots)
+        rows, shown = asked_and_shown(tasks.load(name), trial, shots)
     except (NoData, BadInput) as error:
         return [absent(f"{name}, {way}", "accuracy", data.why(error)) for way in ("zero-shot", "few-shot", *_drawn())]
     askable = [(n, one) for n, one in enumerate(rows) if name != "triviaqa" or answers.known(one["aliases"])]
     documents = [one for _, one in askable]
     length = writing.room(trial.subject, kind.length)
     plain = [Prompt(f"{name} {n}", one["context"], length) for n, one in askable]
-    taught = [writing.with_shots(trial.subject, shown, one.text, length) for one in plain]
-    prompts = [Prompt(one.key, text, length) for one, (text, _) in zip(plain, taught, strict=True)]
+    taught = [before(trial.subject, shown, [one.text], length) for one in plain]
+    prompts = [Prompt(one.key, text + one.text, length) for one, (text, _) in zip(plain, taught, strict=True)]
     used = {
         "shots": len(shown),
         "shots_used": round(statistics.fmean(count for _, count in taught), 2) if taught else 0,
@@ -104,21 +105,3 @@ def _cell(
         settings=writing.settings(trial, **used, tokens=writing.room(trial.subject, kind.length), stop="newline"),
         monte_carlo=None if "draws" in used else 0.0,
     )
-
-
-def asked_and_shown(name: str, trial: Trial, shots: int) -> tuple[list[Document], list[Document]]:
-    """(documents to ask, at most `trial.limit`; `shots` others, none of which asks the same). NoData as `tasks.documents`."""
-    task = tasks.load(name)
-    whole = tasks.documents(task, trial.data)
-    shown: list[Document] = []
-    if hasattr(task, "SHOTS"):
-        try:
-            questions = {one["context"] for one in whole}
-            others = tasks.documents(task, trial.data, shots * 4, source=task.SHOTS)
-            shown = [one for one in others if one["context"] not in questions][:shots]
-        except data.NoData:
-            pass
-    if len(shown) < shots:  # from the end, whatever the limit, so that a run of all questions shows the same
-        count = min(shots, len(whole) - 1)
-        whole, shown = whole[: len(whole) - count], whole[len(whole) - count :]
-    return whole[: trial.limit], shown
