@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from pairs import conditions
 
-import diffulm
 from diffulm.chat import conversation, template_of
 from diffulm.data import simple
 from diffulm.evaluation.cells import NORMAL_95
 from diffulm.evaluation.subject import opened
+from diffulm.recipes.sft import sft
 
 AR = {"model": "pocket-ar", "objective": "autoregressive"}
 POLICY = {"preset": "instruct", "tokens": "600K", "length": 96}
@@ -74,7 +74,7 @@ class Bench:
             settings = {"model": "pocket", **FEW, **settings}
             if settings["model"] == "pocket-block":
                 settings["model"] = str(self.runs.parent / "pocket-block")
-            diffulm.sft(settings.pop("preset"), out=str(out), **settings)
+            sft(settings.pop("preset"), out=str(out), **settings)
             print(f"{time.monotonic() - began:6.0f} s: {name}", file=sys.stderr, flush=True)
 
     def measure(self, name: str, canvas: int) -> None:

@@ -15,8 +15,8 @@ class Screen:
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self.columns, self.lines = columns, lines
-        self.rows: list[list[tuple[str, bool]]] = [[]]
-        self.row = self.column = 0  # column in cells
+        self.rows: list[list[tuple[str, bool]]] = [[]]  # of cells; a wide character has a second one, empty
+        self.row = self.column = 0
         self.dim, self.cursor = False, True
 
     def send(self, text: str) -> "Screen":
@@ -30,15 +30,14 @@ class Screen:
 
     def resize(self, columns: int) -> None:
         """Rows that are now too long become several, and the cursor is behind the last; as most terminals do it."""
-        found: list[list[tuple[str, bool]]] = []
-        for row in self.rows:
-            found.append([])
-            for one in row:
-                if self.width([*found[-1], one]) > columns:
-                    found.append([])
-                found[-1].append(one)
-        self.columns, self.rows, self.row = columns, found, len(found) - 1
-        self.column = self.width(found[-1])
+        rows, self.rows = self.rows, []
+        for row in rows:
+            while len(row) > columns:
+                at = columns if row[columns][0] else columns - 1  # no character is cut
+                self.rows.append(row[:at])
+                row = row[at:]
+            self.rows.append(row)
+        self.columns, self.row, self.column = columns, len(self.rows) - 1, len(self.rows[-1])
 
     def _obey(self, number: str, code: str) -> None:
         if code == "A":
@@ -51,7 +50,7 @@ class Screen:
             self.rows[self.row :] = [[]]
         elif code == "K":
             self._fill()
-            del self.rows[self.row][self._index() :]
+            del self.rows[self.row][self.column :]
         elif code == "m":
             self.dim = number == "2"
         elif code in "hl":
@@ -72,30 +71,17 @@ class Screen:
             if self.column + wide > self.columns:
                 self.row, self.column = self.row + 1, 0
             self._fill()
-            at = self._index()
-            if wide or not at:
-                self.rows[self.row][at : at + 1] = [(character, self.dim)]
+            row = self.rows[self.row]
+            if wide or not row:
+                row[self.column : self.column + wide] = [(character, self.dim), ("", self.dim)][: max(wide, 1)]
             else:  # it joins what stands before it
-                self.rows[self.row][at - 1] = (self.rows[self.row][at - 1][0] + character, self.dim)
+                row[-1] = (row[-1][0] + character, self.dim)
             self.column += wide
         self._fill()
 
     def _fill(self) -> None:
         while len(self.rows) <= self.row:
             self.rows.append([])
-
-    def _index(self) -> int:
-        """Of the character at the cursor."""
-        cells = 0
-        for index, (character, _) in enumerate(self.rows[self.row]):
-            if cells >= self.column:
-                return index
-            cells += cell_len(character)
-        return len(self.rows[self.row])
-
-    @staticmethod
-    def width(row: list[tuple[str, bool]]) -> int:
-        return cell_len("".join(character for character, _ in row))
 
     @property
     def text(self) -> str:

@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds costs",
     1: "denoiser checkpoint families",
-    2: "canvas chat constraints options samplers data",
-    3: "animation dialogue filling holes infilling lm scoring streaming watch",
+    2: "canvas chat constraints options samplers schema skeleton data",
+    3: "animation dialogue filling forms holes infilling lm scoring streaming watch",
     4: "evaluation",
     5: "training serving",
     6: "recipes",

@@ -62,9 +62,9 @@ UNTUNED = (
 
 
 def test_a_reply_for_each_line_and_nothing_else(pipe, lm):
-    code, out, err = pipe(b"x = [\ndef close(self):", "--length", "12")
-    first = lm.chat([user("x = [")], length=12).completion
-    second = lm.chat([user("x = ["), assistant(first), user("def close(self):")], length=12).completion
+    code, out, err = pipe(b"def close(self):\nclass Stack:", "--length", "16")
+    first = lm.chat([user("def close(self):")], length=16).completion
+    second = lm.chat([user("def close(self):"), assistant(first), user("class Stack:")], length=16).completion
     assert "\n" in first + second, "otherwise it is not seen what becomes of one"
     assert (code, out, err) == (0, line(first) + line(second), UNTUNED)
 
@@ -128,7 +128,7 @@ def test_a_line_that_cannot_be_is_named_and_what_came_before_is_there(pipe, give
 
 
 def test_what_no_longer_fits_is_left_out_and_said_once(pipe):
-    code, out, err = pipe(5 * (b"for i in range(10): " * 6 + b"\n"), "--length", "3", "--json")
+    code, out, err = pipe(6 * (b"for i in range(10): " * 6 + b"\n"), "--length", "3", "--json")
     left_out = [json.loads(line)["left_out"] for line in out.splitlines()]
     assert code == 0 and left_out[0] == 0 and left_out == sorted(left_out) and left_out[-1] > 1
     first = next(n for n, count in enumerate(left_out, 1) if count)
@@ -281,14 +281,13 @@ class Terminal:
     def until(self, there: Callable[[], bool], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            new = read_terminal(self.ours)
-            self.sent += new
-            self.screen.send(new)
-            if "░" in self.screen.text:
+            if new := read_terminal(self.ours):
+                self.sent += new
+                self.screen.send(new)
                 self.pictures.append(self.screen.faint)
-            if there():
-                return
-            time.sleep(0.003)
+                if there():
+                    return
+            time.sleep(0.01)
         raise AssertionError(self.screen.text)
 
     def type(self, keys: str) -> None:
@@ -299,7 +298,7 @@ class Terminal:
         before = self.screen.text
         self.type(line + "\n")
         self.until(lambda: len(self.screen.text) > len(before) + len(line) and self.asks())
-        return self.screen.text[len(before) :].replace("\n> ", "").split("\n")[1:]
+        return self.screen.text[len(before) :].removesuffix("\n> ").split("\n")[1:]
 
     def end(self, keys: str = "\x04") -> int:
         self.type(keys)
@@ -333,15 +332,14 @@ def rows(text: str) -> list[str]:
 
 def test_a_conversation(terminal, lm, tmp_path):
     """All of it: a streamed answer, another one, a part of it anew, what is saved."""
-    chat = terminal("pocket", "--length", "12", "--temperature", "0.8")
-    answers = [lm.chat([user("class Stack:")], length=12, temperature=0.8, seed=n).completion for n in (0, 1)]
+    chat = terminal("pocket", "--length", "8", "--temperature", "0.8")
+    answers = [lm.chat([user("class Stack:")], length=8, temperature=0.8, seed=n).completion for n in (0, 1)]
     assert answers[0] != answers[1]
     assert chat.say("class Stack:") == rows(answers[0])
     masks = [dim.count("░") for dim in chat.pictures]
-    assert masks[0] == 12 and len(set(masks)) > 4, "it was seen while it was filled"
+    assert max(masks) == 8 and len(set(masks)) > 4, "it was seen while it was filled"
     assert chat.say("/retry") == rows(answers[1])
-    assert chat.say("/edit def close(self): <hole:2> = None") != answers
-    edited = chat.screen.text.split("\n")[-2]
+    (edited,) = chat.say("/edit def close(self): <hole:2> = None")
     assert re.fullmatch(r"def close\(self\): .+ = None", edited)
     (again,) = chat.say("/edit <1> close(self)")
     assert again != edited and re.fullmatch(re.escape(edited).replace(r"close\(self\)", ".+"), again)
@@ -350,8 +348,8 @@ def test_a_conversation(terminal, lm, tmp_path):
     chat.say(f"/save {path}")
     contents = [one["content"] for one in messages_of(json.loads(path.read_text("utf-8")))]
     assert contents == ["write Python", "class Stack:", again]
-    second = lm.chat([{"role": "system", "content": contents[0]}, *map(user, contents[1:2]), assistant(again), user("/x\ny")],
-                     length=12, temperature=0.8)  # fmt: skip
+    talk = [{"role": "system", "content": "write Python"}, user("class Stack:"), assistant(again), user("/x\ny")]
+    second = lm.chat(talk, length=8, temperature=0.8)
     chat.say("//x\\")
     assert chat.say("y") == rows(second.completion), "two lines, and no command"
     assert chat.say("/history")[:3] == ["> class Stack:", again, "> /x"]
@@ -393,17 +391,17 @@ def test_commands_and_mistakes(terminal, tmp_path):
 
 
 def test_ctrl_c_stops_an_answer_and_nothing_else(terminal):
-    chat = terminal("pocket", "--length", "200", columns=100)
+    chat = terminal("pocket", "--length", "100", "--sampler", "left_to_right", columns=100)
     chat.type("class Stack:\n")
     chat.until(lambda: "\n░" not in chat.screen.text and "░" in chat.screen.text)  # something of it is final
     chat.type("\x03")
     time.sleep(0.05)
     chat.type("\x03")
     chat.until(chat.asks)
-    *answer, stopped = chat.screen.text.removesuffix("\n> ").split("\n")[3:]
+    *answer, stopped = chat.screen.text.removesuffix("\n> ").partition("> class Stack:\n")[2].split("\n")
     assert stopped == "(stopped)" and "".join(answer) and "░" not in chat.screen.text
     assert chat.screen.cursor and chat.screen.faint == ""
-    time.sleep(_talk.TWICE)
+    time.sleep(1.2 * _talk.TWICE)  # else it might be taken for the same
     chat.type("half a line\x03")
     chat.until(lambda: "(Ctrl-D or /quit ends)" in chat.screen.text and chat.asks())
     assert chat.say("/history") == ["> class Stack:", *answer]
@@ -412,9 +410,9 @@ def test_ctrl_c_stops_an_answer_and_nothing_else(terminal):
 
 
 def test_a_terminal_of_twenty_columns_and_wide_characters(terminal):
-    chat = terminal("pocket", "--length", "40", "--temperature", "1", columns=20)
+    chat = terminal("pocket", "--length", "24", "--temperature", "1", columns=20)
     chat.say("日本語のテキストを書いて🦜🦜")
-    assert max(Screen.width(row) for row in chat.screen.rows) <= 20
+    assert max(map(len, chat.screen.rows)) <= 20
     chat.say("/edit 日本語のテキスト、<hole:3>🦜🦜🦜 と言った。")
     assert re.search("日本語のテキスト、.*🦜🦜🦜 と言った。", chat.screen.text.replace("\n", ""), re.DOTALL)
     assert chat.end() == 0 and "Traceback" not in chat.sent

@@ -88,6 +88,7 @@ def test_shots_stand_before_every_choice_of_a_question(tmp_path, tiny, monkeypat
     without, asked[:] = list(asked), []
     cell, *_ = (cell for cell in choices.run(trial) if cell.task == "siqa")
     assert (cell.settings["shots"], cell.settings["shots_used"], cell.count) == (3, 3.0, limit or 5)
+    assert (cell.note, plain.note) == ("3 shots", ""), "it stands under the column of a figure without shots"
     assert plain.settings["shots"] == 0 and "shots_used" not in plain.settings and plain.count == (limit or 8)
     before = asked[0].texts[0][0].removesuffix(without[0].texts[0][0])
     assert before.count("\n\n") == 3 and all(f"w{n} w3" in before for n in (15, 16, 17)), "the last rows, never asked"

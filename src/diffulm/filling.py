@@ -61,9 +61,9 @@ def fill(
     """Fill every canvas, `options.batch_size` at a time: memory depends on that, results do not.
 
     forbidden: ids that are never drawn. eos_token_id: ends a text; what is free after it becomes pad_token_id (default the
-    same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. order: instead of
-    `options.sampler`. around: what is made of the model. callback: called with a Frame before and after every forward; its
-    `rows` number the canvases over all batches.
+    same). seeds: (seed, stream) of each canvas; default by `options.seed`. constraint: see `diffulm.constraints`. order: in the
+    place of `options.sampler`. around: what is run in the place of the model, made of it. callback: called with a Frame before
+    and after every forward; its `rows` number the canvases over all batches.
     BadInput for options that this model cannot follow, and for seeds that are neither one nor as many as canvases;
     FloatingPointError if the model's logits are not finite.
     """

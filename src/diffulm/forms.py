@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffulm import canvas, constraints
+from diffulm import canvas, constraints, filling
 from diffulm.bounds import Denoise
 from diffulm.canvas import Canvas, Hole
 from diffulm.chat import conversation, template_of
 from diffulm.constraints import Automaton
 from diffulm.errors import BadInput, shown
-from diffulm.filling import Callback, Filled, fill, renumbered, streams
+from diffulm.filling import Callback, Filled, renumbered, streams
 from diffulm.infilling import Infiller
 from diffulm.samplers import Reveal, Rule, State, by_name
 from diffulm.schema import Blank
-from diffulm.skeleton import Skeleton
+from diffulm.skeleton import Skeleton, skeleton
 from diffulm.streaming import draws
 
 ORDERS = ("confidence", "entropy", "left_to_right", "margin", "random")
@@ -78,9 +78,19 @@ class Cast:
     owns: bool
 
 
-def filled(
-    infiller: Infiller, skeleton: Skeleton, prompts: Sequence[Any], callback: Callback | None = None
-) -> list[Form]:
+def fill(infiller: Infiller, template: Any, prompt: Any = None, callback: Callback | None = None) -> Any:
+    """The template filled once, or, for a list of prompts, once for each: a Form or a list.
+
+    template: see `skeleton.skeleton`. prompt: text to stand before the form, messages that it answers, or a list of these.
+    BadInput as there and in `filled`.
+    """
+    form = template if isinstance(template, Skeleton) else skeleton(template)
+    several = isinstance(prompt, list | tuple) and not (prompt and isinstance(prompt[0], dict))
+    found = filled(infiller, form, prompt if several else [prompt], callback)
+    return found if several else found[0]
+
+
+def filled(infiller: Infiller, form: Skeleton, prompts: Sequence[Any], callback: Callback | None = None) -> list[Form]:
     """The form once for each prompt: text to stand before it, messages that it answers, or None.
 
     A hole that does not say how many tokens it has gets `options.length` at most. BadInput for a form that has no room, a hole
@@ -92,10 +102,8 @@ def filled(
     if options.stop or options.remask or options.cache in ("prefix", "dual"):
         raise BadInput("stop, remask, and the caches prefix and dual do not go with a form: leave them out")
     texts, spare = _tokens(infiller)
-    casts = list(_casts(infiller, skeleton, texts, spare))
-    rows = [
-        row for row in (_canvas(infiller, skeleton, casts, spare, one) for one in prompts) for _ in range(options.n)
-    ]
+    casts = list(_casts(infiller, form, texts, spare))
+    rows = [row for row in (_canvas(infiller, form, casts, spare, one) for one in prompts) for _ in range(options.n)]
     seeds = [draw for one in streams(options.seed, len(prompts)) for draw in draws(one, options.n)]
     found: list[Form] = []
     for start in range(0, len(rows), options.batch_size):
@@ -103,7 +111,7 @@ def filled(
         made, gaps = [list(column) for column in zip(*rows[some], strict=True)]
         run = Run(gaps, infiller.denoiser.record.mask_token_id, by_name(options.sampler))
         told = callback and renumbered(callback, range(start, start + len(made)))
-        results = fill(
+        results = filling.fill(
             infiller.denoiser,
             made,
             options,
@@ -113,7 +121,7 @@ def filled(
             order=run.order,
             around=run.around,
         )
-        found += [_form(skeleton, casts, texts, each, row) for each, row in zip(results, gaps, strict=True)]
+        found += [_form(form, casts, texts, each, row) for each, row in zip(results, gaps, strict=True)]
     groups = [found[start : start + options.n] for start in range(0, len(found), options.n)]
     return [replace(one[0], candidates=one if len(one) > 1 else []) for one in groups]
 
@@ -130,9 +138,9 @@ def _tokens(infiller: Infiller) -> tuple[tuple[str, ...], int]:
     return texts, spare
 
 
-def _casts(infiller: Infiller, skeleton: Skeleton, texts: tuple[str, ...], spare: int) -> Iterator[Cast]:
+def _casts(infiller: Infiller, form: Skeleton, texts: tuple[str, ...], spare: int) -> Iterator[Cast]:
     tokenizer, before = infiller.tokenizer, ""
-    for part in skeleton.parts:
+    for part in form.parts:
         if isinstance(part, str):
             before = part
             continue
@@ -163,7 +171,7 @@ def _machine(pattern: str, texts: tuple[str, ...], simple: bool, widest: int | N
 
 
 def _canvas(
-    infiller: Infiller, skeleton: Skeleton, casts: Sequence[Cast], spare: int, prompt: Any
+    infiller: Infiller, form: Skeleton, casts: Sequence[Cast], spare: int, prompt: Any
 ) -> tuple[Canvas, list[Gap]]:
     """The canvas of one form, and its holes."""
     record, tokenizer, limit = infiller.denoiser.record, infiller.tokenizer, infiller.denoiser.context
@@ -173,7 +181,7 @@ def _canvas(
         before, after = template.opening(conversation(prompt)), template.answer("")
     parts: list[str | Hole] = [prompt] if isinstance(prompt, str) else []
     each = iter(casts)
-    for part in skeleton.parts:
+    for part in form.parts:
         if isinstance(part, Blank):
             cast = next(each)
             if cast.owns:
@@ -191,15 +199,15 @@ def _canvas(
     return made, gaps
 
 
-def _form(skeleton: Skeleton, casts: Sequence[Cast], texts: Sequence[str], made: Filled, gaps: Sequence[Gap]) -> Form:
+def _form(form: Skeleton, casts: Sequence[Cast], texts: Sequence[str], made: Filled, gaps: Sequence[Gap]) -> Form:
     fills = []
     for cast, gap in zip(casts, gaps, strict=True):
         fill = "".join(texts[token] for token in made.ids[gap.start : gap.stop] if token != gap.spare)
         fills.append(fill[cast.owns :])
     each = iter(fills)
-    text = "".join(part if isinstance(part, str) else next(each) for part in skeleton.parts)
+    text = "".join(part if isinstance(part, str) else next(each) for part in form.parts)
     values = [cast.blank.value(fill) for cast, fill in zip(casts, fills, strict=True)]
-    return Form(text, json.loads(text) if skeleton.json else None, values, made.ids, made.forwards, made.seconds)
+    return Form(text, json.loads(text) if form.json else None, values, made.ids, made.forwards, made.seconds)
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ class Run:
     gaps: Sequence[Sequence[Gap]]
     mask_token_id: int
     rule: Rule
+    known: dict[tuple[int, tuple[int, ...]], Tensor | None] = field(default_factory=dict)
+    """What was found out: of an automaton and what stands in a gap."""
 
     def around(self, denoise: Denoise) -> Denoise:
         """The model, shown no place that is not needed, and saying what may stand there and nothing else."""
@@ -234,8 +244,11 @@ class Run:
 
     def _masks(self, gap: Gap, ids: Tensor) -> Tensor | None:
         """What each place of the gap may hold: (places, tokens); None if no text has what is there."""
-        tokens = ids[gap.start : gap.stop].tolist()
-        return gap.machine.masks([None if token == self.mask_token_id else token for token in tokens])
+        tokens = tuple(ids[gap.start : gap.stop].tolist())
+        key = id(gap.machine), tokens
+        if key not in self.known:
+            self.known[key] = gap.machine.masks([None if token == self.mask_token_id else token for token in tokens])
+        return self.known[key]
 
     def _allowed(self, gap: Gap, ids: Tensor, asked: Tensor, logits: Tensor) -> Tensor:
         """The logits at the places asked for: to end is to say what follows, and a place that may end says it so alone."""

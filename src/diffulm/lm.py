@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
-from diffulm import canvas, constraints, randomness, scoring, streaming
+from diffulm import canvas, constraints, forms, randomness, scoring, streaming
 from diffulm.bounds import Score
 from diffulm.canvas import Canvas, Hole
 from diffulm.chat import Message, conversation, template_of
@@ -217,6 +217,14 @@ class DiffusionLM:
         self._check_tokenizer()
         model = self.denoiser.seeing_everything()
         return Infiller(model, self.tokenizer, chosen, self.forbidden, self._texts, before, after)
+
+    def fill(self, template: Any, *, prompt: Any = None, callback: Callback | None = None, **options: Any) -> Any:
+        """The holes of a template filled together: see `forms.fill`. options: `Sampling`, and `length`, tokens of a hole."""
+        infiller = self.infiller(checked(GenerateOptions, **{"length": canvas.LONGEST} | options))
+        try:
+            return forms.fill(infiller, template, prompt, callback)
+        except FloatingPointError:
+            raise self.overflow() from None
 
     @overload
     def score(self, text: str, context: str = ..., **options: Unpack[Scoring]) -> Score: ...

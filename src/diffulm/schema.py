@@ -251,7 +251,7 @@ def _string(schema: Schema, where: str) -> str:
 
 def _library(schema: Schema, where: str) -> str:
     try:
-        from outlines_core.json_schema import build_regex_from_schema
+        from outlines_core.json_schema import build_regex_from_schema  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BadInput("a form needs outlines-core, which is not installed: pip install outlines-core") from None
     try:

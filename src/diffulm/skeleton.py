@@ -184,7 +184,8 @@ def _schema_of(value: Any, where: str) -> dict[str, Any]:
             "Literal['yes', 'no'], diffulm.Hole()"
         )
     try:
-        return TypeAdapter(value).json_schema()
+        known: Any = value
+        return TypeAdapter(known).json_schema()
     except Exception as error:  # whatever a type makes pydantic raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{where or 'the template'}: {shown(value)} has no JSON schema: {reason}") from None

@@ -16,7 +16,7 @@ from diffulm.watch import Callback, watching
 def fill(
     verb: str,
     model: str,
-    text: str,
+    text: Any,
     *,
     mask_token_id: int | None,
     dtype: str | None,
@@ -25,13 +25,14 @@ def fill(
     as_json: bool,
     stream: bool = False,
     edit: Editing | None = None,
+    more: dict[str, Any] | None = None,
     **asked: Any,
 ) -> None:
-    """Run `lm.generate` or `lm.infill` on one text and print the text, or a JSON document that also says how.
+    """Run `lm.generate`, `lm.infill` or `lm.fill` and print the text, or a JSON document that also says how.
 
     `asked`: keys of `GenerateOptions`, which are checked before the model is opened, as is what else can be: a bad number
     should not cost a minute of loading. stream: print the text as far as it is final (`generate` alone). edit: `text` has
-    holes that are not marked in it, or is a file's (`infill` alone).
+    holes that are not marked in it, or is a file's (`infill` alone). more: what else the method is given.
     """
     checked(GenerateOptions, **asked)
     clash = [flag for flag, given in (("--json", as_json), ("--n", asked["n"] > 1), ("--watch", watch)) if given]
@@ -39,7 +40,7 @@ def fill(
         raise BadInput(f"--stream prints one text as it comes and nothing else: leave out {' and '.join(clash)}")
     if save_animation is not None:
         animation.check(save_animation)
-    text = read_text(text) if edit is None else text
+    text = read_text(text) if edit is None and isinstance(text, str) else text
     with only_result() as out:
         lm, frames = open_model(model, mask_token_id, dtype), []
         shown: list[str] = []
@@ -50,7 +51,7 @@ def fill(
 
         with watching(watch, lm.tokenizer) as drawn:
             wanted = [drawn, frames.append if save_animation is not None else None]
-            streamed = {"on_text": show} if stream else {}
+            streamed = (more or {}) | ({"on_text": show} if stream else {})
             given = text if edit is None else edit.shortened(lm)
             result = getattr(lm, verb)(given, callback=_each(wanted), **streamed, **asked)
         result = result if edit is None else edit.whole(result)
@@ -63,7 +64,8 @@ def fill(
             print(file=out)
         elif asked["n"] > 1 and result.candidates:
             for number, one in enumerate(result.candidates, 1):
-                score = "" if math.isnan(one.score) else f", {one.score:.2f} nats"
+                nats = getattr(one, "score", math.nan)
+                score = "" if math.isnan(nats) else f", {nats:.2f} nats"
                 print(f"--- {number} of {len(result.candidates)}{score}\n{one.text}", file=out)
         elif edit is None or edit.path is None:
             print(result.text, file=out)
@@ -81,7 +83,7 @@ def _each(wanted: list[Callback | None]) -> Callback | None:
 
 
 def _document(generation: Any) -> dict[str, Any]:
-    fields = ("text", "completion", "fills", "ids", "forwards", "seconds")
+    fields = ("text", "value", "completion", "fills", "ids", "forwards", "seconds")
     found = {name: getattr(generation, name) for name in fields if getattr(generation, name, None) is not None}
     candidates = [vars(one) for one in getattr(generation, "candidates", [])]
     return found | ({"candidates": candidates} if candidates else {})

@@ -201,8 +201,9 @@ def _interrupting() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        before, last = last, time.monotonic()
-        if last - before >= TWICE:
+        now = time.monotonic()
+        if now - last >= TWICE:
+            last = now
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, stop)

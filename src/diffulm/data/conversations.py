@@ -10,8 +10,7 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,22 +252,19 @@ def _closed(row: _Row, length: int, pad: int) -> tuple[list[int], ...]:
     return row.ids, row.document, row.kind
 
 
-def but_last(found: Iterator[Example], count: int) -> Iterator[Example]:
-    """All but the last `count`."""
+def parted(found: Iterable[Example], most: int, held: list[Example]) -> Iterator[Example]:
+    """All but the last, which go to `held`: `most`, but a tenth at the most and, unless `most` is 0, one at least."""
     waiting: deque[Example] = deque()
+    total = 0
     for one in found:
         waiting.append(one)
-        if len(waiting) > count:
-            yield waiting.popleft()
-
-
-def last(found: Iterator[Example], most: int) -> list[Example]:
-    """The last `most`, but a tenth at the most, and at least one."""
-    kept, total = deque(maxlen=most), 0
-    for one in found:
-        kept.append(one)
         total += 1
-    return list(kept)[-max(1, min(most, total // 10)) :]
+        if len(waiting) > most:
+            yield waiting.popleft()
+    count = min(most, max(1, total // 10))
+    while len(waiting) > count:
+        yield waiting.popleft()
+    held += waiting
 
 
 def build(
@@ -279,73 +275,59 @@ def build(
     folder: Path,
     fields: tuple[str | None, str | None] = (None, None),
     skips: Skips | None = None,
-    keep: Callable[[Iterator[Example]], Iterable[Example]] = iter,
-    kept: str = "all",
-) -> tuple[Dataset, dict[str, Any]]:
-    """(rows of `data`, memory-mapped; their manifest), kept in `folder` and used again when it holds the same, unaltered.
+    hold_out: int = 0,
+) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """(rows of `data`, rows of the examples that are held out, the manifest), memory-mapped.
 
-    keep: which of the examples, such as `but_last` or `last`; kept: what that is called.
-
-    Columns ids, document and kind; the manifest has the counts, and `documents`: of a row at most. One process at a time.
+    hold_out: the last so many examples, see `parted`; each has a row of its own, without padding. Kept in `folder`, and used
+    again when that holds the same, unaltered. Columns ids, document and kind; the manifest has the counts, and `documents`: of
+    a row at most. One process at a time.
 
     Raises:
-        BadInput: as `examples` does; no example that fits.
+        BadInput: as `examples` does; no example that fits, or none beside what is held out.
     """
-    wanted = _wanted(data, template, bos_token_id, shape, fields, skips, kept)
+    wanted = _wanted([vars(shape), fields, skips is not None, hold_out], data, template, bos_token_id)
     arrow, manifest = folder / "blocks.arrow", read_manifest(folder) or {}
     if not (arrow.is_file() and manifest.get("wanted") == wanted and manifest.get("sha256") == digest(arrow)):
-        counts, most = Counts(), [0]
-        found = keep(examples(data, template, bos_token_id, shape, counts, fields, skips))
-        made = (laid(one, number, shape, template.pad) for number, one in enumerate(found))
-        packed = rows(made, shape, template.pad)
-        first = next(packed, None)
-        if first is None:
-            told = f" ({counts})" if str(counts) else ""
-            raise BadInput(f"data={data}: gives no conversation that fits{told}; set length higher, or give others")
+        counts, held, most = Counts(), [], 0
+        found = parted(examples(data, template, bos_token_id, shape, counts, fields, skips), hold_out, held)
+        alone = replace(shape, padding="none", truncation=0.0, packing=False, align=1)
+
+        def every_row() -> Iterator[tuple[list[int], ...]]:
+            nonlocal most
+            for row in rows((laid(one, n, shape, template.pad) for n, one in enumerate(found)), shape, template.pad):
+                most = max(most, row[1][-1] + 1)
+                yield row
+            yield from rows((laid(one, n, alone, template.pad) for n, one in enumerate(held)), alone, template.pad)
+
         temporary = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-
-        def counted() -> Iterator[tuple[list[int], ...]]:
-            for row in chain([first], packed):
-                most[0] = max(most[0], row[1][-1] + 1)
-                yield row
-
-        written = write_arrow(counted(), shape.length, temporary / "blocks.arrow", names=("ids", "document", "kind"))
-        manifest = {"layout": _LAYOUT, "wanted": wanted, "rows": written, "documents": most[0]} | vars(counts)
-        manifest |= {"sha256": digest(temporary / "blocks.arrow")}
+        written = write_arrow(every_row(), shape.length, temporary / "blocks.arrow", names=("ids", "document", "kind"))
+        if most == 0:
+            shutil.rmtree(temporary)
+            told = f" ({counts})" if str(counts) else f", it has {counts.examples}"
+            least = "two conversations that fit, one to be held out" if hold_out else "a conversation that fits"
+            raise BadInput(f"data={data}: should have {least}{told}; set length higher, or give more")
+        manifest = {"layout": _LAYOUT, "wanted": wanted, "rows": written, "held_out": len(held), "documents": most}
+        manifest |= vars(counts) | {"sha256": digest(temporary / "blocks.arrow")}
         manifest |= {} if skips is None else {"skipped": skips.count, "bad": skips.places}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     elif skips is not None:
         skips.add(int(str(manifest.get("skipped", 0))), list(manifest.get("bad", [])))  # pyright: ignore[reportArgumentType]
-    return Dataset.from_file(str(arrow)), manifest
+    whole, manifest = Dataset.from_file(str(arrow)), {**manifest}
+    first = len(whole) - int(str(manifest["held_out"]))
+    return whole.select(range(first)), whole.select(range(first, len(whole))), manifest
 
 
-def _wanted(
-    data: str | list[str],
-    template: Template,
-    bos: int | None,
-    shape: Shape,
-    fields: Any,
-    skips: Skips | None,
-    kept: str,
-) -> str:
+def _wanted(settings: list[Any], data: str | list[str], template: Template, bos: int | None) -> str:
     """A checksum of all that the rows depend on: files by path, size and time of change."""
     files: list[Any] = []
     for name in [data] if isinstance(data, str) else data:
         for source in [name] if name in MADE else sources(name):
             about = [] if isinstance(source, str) else [source.stat().st_size, source.stat().st_mtime_ns]
             files.append([str(source if isinstance(source, str) else source.resolve()), *about])
-    made = [
-        _LAYOUT,
-        files,
-        template.source,
-        tokenizer_hash(template.tokenizer),
-        bos,
-        vars(shape),
-        fields,
-        skips is not None,
-    ]
+    made = [_LAYOUT, files, template.source, tokenizer_hash(template.tokenizer), bos, settings]
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()

@@ -127,23 +127,16 @@ def _data(
     """(training rows, held-out replies, the manifest of the former). What was left out is said on standard error."""
     made = partial(conversations.build, template=template, bos_token_id=bos, fields=(config.prompt, config.response))
     data, skips = folder.path / "data", Skips() if config.bad_rows == "skip" else None
-    alone = replace(shape, padding="none", truncation=0.0, packing=False, align=1)
-    keep: dict[str, Any] = {
-        "keep": partial(conversations.last, most=config.eval_rows),
-        "kept": f"last {config.eval_rows}",
-    }
-    some = {} if config.eval_data is not None else keep
-    # the small one first: a broken row in it should not be found after hours
-    held, _ = made(config.eval_data or config.data, shape=alone, folder=data / "eval", skips=skips and Skips(), **some)
-    held = held.with_format("torch")
-    keep = {"keep": partial(conversations.but_last, count=len(held)), "kept": f"but the last {len(held)}"}
-    rows, manifest = made(
-        config.data, shape=shape, folder=data / "train", skips=skips, **({} if config.eval_data is not None else keep)
-    )
+    hold_out, held = config.eval_rows if config.eval_data is None else 0, None
+    if config.eval_data is not None:  # the small one first: a broken row in it should not be found after hours
+        alone = replace(shape, padding="none", truncation=0.0, packing=False, align=1)
+        held, _, _ = made(config.eval_data, shape=alone, folder=data / "eval", skips=skips and Skips())
+    rows, last, manifest = made(config.data, shape=shape, folder=data / "train", skips=skips, hold_out=hold_out)
     counts = conversations.Counts(**{key: manifest[key] for key in vars(conversations.Counts())})
     for said in (str(skips) if skips is not None and skips.count else "", str(counts)):
         if said and processes.index() == 0:
             print(f"diffulm: {said}", file=sys.stderr)
+    held = (last if held is None else held).with_format("torch")
     return rows, [_request(held[i], i) for i in range(min(len(held), config.eval_rows))], manifest
 
 

@@ -62,7 +62,8 @@ def _cell(
     length = "none" if trial.subject.autoregressive else "oracle"
     chance = 1 / len(documents[0]["choices"])
     task = f"{name}, option given both sides" if inside else name
-    return accuracy(task, found, chance, length=length, normalisation=normalisation, settings=settings)
+    note = f"{len(shown)} shots" if shown else ""
+    return accuracy(task, found, chance, length=length, normalisation=normalisation, settings=settings, note=note)
 
 
 def question(name: str, number: int, document: Document, inside: bool = False) -> Question:
