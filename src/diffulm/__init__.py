@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffulm.lm import DiffusionLM, Generation, adopt, load
     from diffulm.recipes.adapt import adapt
     from diffulm.recipes.evaluate import evaluate
+    from diffulm.recipes.sft import sft
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "adopt",
     "evaluate",
     "load",
+    "sft",
     "vote",
 ]
 
@@ -45,6 +47,7 @@ _HOME = {
     "adopt": "diffulm.lm",
     "evaluate": "diffulm.recipes.evaluate",
     "load": "diffulm.lm",
+    "sft": "diffulm.recipes.sft",
     "vote": "diffulm.evaluation.answers",
 }
 

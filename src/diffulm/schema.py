@@ -224,6 +224,8 @@ def _expression(schema: Any, where: str, root: Schema) -> str:
             for key, each in _properties(found, where).items()
         )
         return rf"\{{{', '.join(pairs)}\}}"
+    if (items := _items(found)) is not None:
+        return rf"\[{', '.join(_expression(one, where, root) for one in items)}\]"
     least, most = found.get("minItems", 0), found.get("maxItems")
     if "prefixItems" in found or max(least, most or 0) > _COUNTED or (most is not None and most < max(least, 1)):
         raise _bad(where, f"a list has items of one kind, and counts at most {_COUNTED} of them")

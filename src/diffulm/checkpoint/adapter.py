@@ -28,15 +28,19 @@ PARENT = "parent_sha256"  # in the record
 ROWS = "lora_rows"  # in the record
 
 
-def begin(denoiser: Denoiser, home: Path, rank: int, alpha: float, seed: int, embeddings: bool) -> None:
-    """Give an adopted model fresh low-rank matrices, and its record the parent that they are for. home: where that lies.
+def begin(
+    denoiser: Denoiser, home: Path, rank: int, alpha: float, seed: int, embeddings: bool, base: str | None = None
+) -> None:
+    """Give an adopted model fresh low-rank matrices, and its record the checksum of the parent that they are for.
 
+    home: where that lies; base: its name, where it is not the AR parent but a model that was adapted from one.
     What is trained and what is refused: see `denoiser.adapter.add_lora`.
     """
-    parent = denoiser.record.parent
-    if parent not in SHIPPED and parent and os.path.isdir(os.path.expanduser(parent)):
-        parent = str(home.absolute())  # it has to be found from anywhere
-    add_lora(denoiser.model, parent, rank, alpha, seed, embeddings)
+    name = denoiser.record.parent if base is None else base
+    if name not in SHIPPED and name and os.path.isdir(os.path.expanduser(name)):
+        name = str(home.absolute())  # it has to be found from anywhere
+    add_lora(denoiser.model, name, rank, alpha, seed, embeddings)
+    parent = name if base is None else denoiser.record.parent
     notes = denoiser.record.notes | {PARENT: fingerprint(home)}
     denoiser.record = replace(denoiser.record, parent=parent, notes=notes)
     denoiser.model.config.diffulm = denoiser.record.to_dict()

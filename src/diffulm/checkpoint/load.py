@@ -19,25 +19,28 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md",
 
 
 def load(
-    source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None
+    source: str | Path, mask_token_id: int | None = None, dtype: torch.dtype | None = None, quantise: str = "none"
 ) -> tuple[Denoiser, Any]:
     """(denoiser, tokenizer or None) of a folder or hub id.
 
     A given mask id overrides record and tokenizer. dtype None: float32, whatever the file holds. An adapter is opened on its
-    parent, whose checksum must be the one it was trained on. Raises BadInput for a plain AR folder (adapt it first; known
+    parent, whose checksum must be the one it was trained on. quantise: as in `load_weights`, for our own folders. Raises BadInput for a plain AR folder (adapt it first; known
     from its headers alone), a mask id outside the vocabulary, tensors that are not the architecture's, a parent that was
     moved or altered, and files that are missing or damaged.
     """
     with quietly():
         place = folder_of(source)
         config = read_config(place)
+        ours = "diffulm" in config and not adapter.is_adapter(place) and not released.is_derived(headers(place))
+        if quantise != "none" and not ours:
+            raise BadInput(f"quantise={quantise}: {source} is no plain checkpoint; `diffulm merge` or `import` makes one")
         if "diffulm" in config and adapter.is_adapter(place):
             record = Record.from_dict(config["diffulm"], str(place / "config.json"))
             record = record if mask_token_id is None else replace(record, mask_token_id=mask_token_id)
             model, tokenizer = adapter.opened(place, _parent(place), record, dtype), open_tokenizer(place)
-        elif "diffulm" in config and not released.is_derived(headers(place)):
+        elif ours:
             record = Record.from_dict(config["diffulm"], str(place / "config.json"))
-            model, tokenizer = load_weights(place, dtype), open_tokenizer(place)
+            model, tokenizer = load_weights(place, dtype, quantise), open_tokenizer(place)
         else:
             model, tokenizer, record = _released(place, config, mask_token_id, dtype, str(source))
         model.set_attn_implementation("eager" if record.additive_mask else "sdpa")
