@@ -38,7 +38,8 @@ PARENT_TOKENS, ADAPT_TOKENS, TOKENS = "3M", "2M", "800K"
 SEEDS = (0, 1, 2)
 AR = {"objective": "autoregressive", "annealing": "none"}
 PRETRAINED = {"length": LENGTH, "global_batch": 24, "eval_every": "50%", "save_seconds": 60}
-TUNED = {"length": LENGTH, "global_batch": 16, "warmup_steps": "5%", "precision": "float32", "eval_every": "100%"}
+TUNED = {"length": LENGTH, "global_batch": 16, "warmup_steps": "5%", "precision": "float32"}
+EVALUATED = {"eval_every": "100%", "eval_rows": 16, "eval_answers": 0}
 ANNEALED = {"annealing": "bernoulli", "anneal_steps": "35%"}
 PARENT, CHILD = "AR parent", "adapted, then tuned"
 # name -> (model it begins from, settings over the preset)
@@ -48,10 +49,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "in one run": ("parent", ANNEALED),
     "in one run, no shift": ("parent", {**ANNEALED, "shift": False}),
     "in one run, no annealing": ("parent", {}),
-    "from scratch": ("data/untrained", {"scratch": True}),
+    "from scratch": ("parent", {"scratch": True}),  # its shape alone
     "AR parent, trained on": ("control", AR),
 }
-RATES = {"autoregressive": (3e-4, 1e-3, 3e-3), "bound": (1e-3, 3e-3, 8e-3)}
+RATES = (1e-3, 3e-3, 8e-3)
 STEPS, MOST = (1, 2, 4, 8, 16, 32, 64), 64
 KEPT = "accuracy.json"
 
@@ -95,18 +96,14 @@ def tune(runs: Path, arm: str, rate: float, seed: int) -> None:
         return
     data, began = prepared(runs), time.monotonic()
     files = {"data": str(data / "train.jsonl"), "eval_data": str(data / "valid" / "gsm8k-symbolic" / "test.jsonl")}
-    asked = {**TUNED, **files, **settings, "model": str(runs / model), "tokens": TOKENS, "out": str(out)}
+    asked = {**TUNED, **EVALUATED, **files, **settings, "model": str(runs / model), "tokens": TOKENS, "out": str(out)}
     diffulm.sft("gsm8k-diffugpt", learning_rate=rate, seed=seed, **asked)
     print(arm, rate, seed, f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def rates(arm: str) -> tuple[float, ...]:
-    return RATES[ARMS[arm][1].get("objective", "bound")]
-
-
 def best(runs: Path, arm: str) -> float:
     """The learning rate of the highest accuracy on the valid part, seed 0; of equal ones the lower."""
-    found = {rate: statistics.fmean(hits(runs, arm, rate, SEEDS[0], "valid", MOST)) for rate in rates(arm)}
+    found = {rate: statistics.fmean(hits(runs, arm, rate, SEEDS[0], "valid", MOST)) for rate in RATES}
     print(arm, found, file=sys.stderr, flush=True)
     return max(found, key=lambda rate: (found[rate], -rate))
 
@@ -130,7 +127,7 @@ def train(asked: argparse.Namespace) -> None:
             pretrain(asked.runs, name)
     for arm in ARMS:
         if not asked.only or arm in asked.only:
-            for rate in rates(arm):
+            for rate in RATES:
                 tune(asked.runs, arm, rate, SEEDS[0])
             rate = best(asked.runs, arm)
             for seed in SEEDS[1:]:
@@ -169,7 +166,7 @@ def measure(runs: Path) -> dict[str, Any]:
     }
     found: dict[str, list[list[float]]] = {}
     for arm in ARMS:
-        if not all((folder(runs, arm, rate, SEEDS[0]) / "report.json").exists() for rate in rates(arm)):
+        if not all((folder(runs, arm, rate, SEEDS[0]) / "report.json").exists() for rate in RATES):
             continue
         rate = best(runs, arm)
         seeds = [seed for seed in SEEDS if (folder(runs, arm, rate, seed) / "report.json").exists()]
@@ -177,7 +174,7 @@ def measure(runs: Path) -> dict[str, Any]:
             continue
         found[arm] = [hits(runs, arm, rate, seed, "test", MOST) for seed in seeds]
         told: dict[str, Any] = {"rate": rate, "seeds": [statistics.fmean(one) for one in found[arm]]}
-        told["valid"] = {one: statistics.fmean(hits(runs, arm, one, SEEDS[0], "valid", MOST)) for one in rates(arm)}
+        told["valid"] = {one: statistics.fmean(hits(runs, arm, one, SEEDS[0], "valid", MOST)) for one in RATES}
         told["accuracy"] = estimate(found[arm])
         told["by reasoning"] = {
             count: estimate([[hit for hit, of in zip(one, steps, strict=True) if of == count] for one in found[arm]])

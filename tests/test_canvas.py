@@ -443,3 +443,18 @@ def test_a_long_text_is_no_reason_to_warn(monkeypatch):
     monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: said.append(words))
     assert len(encode(tokenizer, "word " * 20)) > 8
     assert said == []
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level, sentence_piece])
+def test_what_stands_before_a_text_is_no_part_of_it(tokenizer):
+    before = encode(tokenizer(), "Question: ")
+    made = template(tokenizer(), 1, 3, ["The cat ", Hole(2), " mat."], before=before)
+    text = [*encode(tokenizer(), "The cat ", inside=True), 3, 3, *encode(tokenizer(), " mat.", inside=True)]
+    assert made.ids.tolist() == [1, *before, *text]
+    assert made.fixed.tolist() == [one != 3 for one in made.ids.tolist()]
+    assert made.spans[0].start == 1 + len(before)
+    sat = [9, *encode(tokenizer(), "sat")][-2:]
+    ids = [one if one != 3 else sat.pop(0) for one in made.ids.tolist()]
+    assert render(made, ids).startswith("The cat ") and render(made, ids).endswith(" mat.")
+    with pytest.raises(BadInput, match="need at least"):
+        template(tokenizer(), 1, 3, ["The cat ", Hole(2)], len(before) + 3, before)

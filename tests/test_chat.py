@@ -70,11 +70,11 @@ def test_a_reply_for_each_line_and_nothing_else(pipe, lm):
 
 
 def test_json_has_the_exact_reply_on_a_line(pipe, lm):
-    code, out, _ = pipe("é日🦜\r\n\nb\n".encode(), "--length", "8", "--json", "--seed", "3", "--temperature", "0.9")
+    code, out, _ = pipe(" é日🦜\r\n\nb\n".encode(), "--length", "8", "--json", "--seed", "3", "--temperature", "0.9")
     first, empty, second = map(json.loads, out.splitlines())
-    made = lm.chat([user("é日🦜")], length=8, seed=3, temperature=0.9)
+    made = lm.chat([user(" é日🦜")], length=8, seed=3, temperature=0.9)
     seconds = [one.pop("seconds") for one in (first, empty, second)]
-    assert first == {"message": "é日🦜", "reply": made.completion, "forwards": 8, "left_out": 0}
+    assert first == {"message": " é日🦜", "reply": made.completion, "forwards": 8, "left_out": 0}
     assert empty == {"message": "", "reply": "", "forwards": 0, "left_out": 0}
     assert second["message"] == "b" and second["reply"]
     assert seconds[0] > seconds[1] == 0
@@ -371,6 +371,7 @@ def test_commands_and_mistakes(terminal, tmp_path):
         "/steps auto": "steps: auto",
         "/sampler confidense": "unknown sampler 'confidense'; did you mean 'confidence'?",
         "/temperature": "temperature: 0.0",
+        "/tem\t": "temperature: 0.0",  # completed
         "/system": "system: nothing",
         "/system be kind": "system: be kind",
         "/system -": "system: nothing",

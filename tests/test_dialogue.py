@@ -16,6 +16,7 @@ from diffulm import Hole
 from diffulm.chat import template_of
 from diffulm.data.conversations import messages_of
 from diffulm.dialogue import Dialogue, hole_in
+from diffulm.filling import fill
 from diffulm.lm import Generation
 from models import bad
 
@@ -284,7 +285,20 @@ def test_nothing_is_final_where_tokens_are_masked_again(lm):
     assert frames[-1] == [(made.completion, False)]
 
 
-def test_an_edit_fills_its_hole_from_both_sides(lm):
+@pytest.fixture
+def filled(monkeypatch):
+    """(canvas, ids that are never drawn) of each hole that is filled."""
+    seen = []
+
+    def spy(denoiser, canvases, options, forbidden, *rest):
+        seen.extend((one, set(forbidden)) for one in canvases)
+        return fill(denoiser, canvases, options, forbidden, *rest)
+
+    monkeypatch.setattr("diffulm.infilling.fill", spy)
+    return seen
+
+
+def test_an_edit_fills_its_hole_from_both_sides(lm, filled):
     """One token at temperature 0: the likeliest on the canvas of BOS, question, left part, mask, right part, end."""
     talk = Dialogue(lm, {"length": 12}, "write Python", [("adds", "def add(a, b):\n    return a + b\n")])
     frames = []
@@ -293,6 +307,7 @@ def test_an_edit_fills_its_hole_from_both_sides(lm):
     opening = template.opening([{"role": "system", "content": "write Python"}, {"role": "user", "content": "adds"}])
     left, right = template.part("def add(a, b):\n    return a "), template.part(" b\n")
     ids = [lm.record.bos_token_id, *opening, *left, lm.mask_token_id, *right, template.end]
+    assert [one.ids.tolist() for one, _ in filled] == [ids]
     where = torch.tensor([ids]) == lm.mask_token_id
     logits = lm.denoiser(torch.tensor([ids]), where=where)[0]
     logits[[*lm.forbidden, template.end, lm.mask_token_id]] = -torch.inf
@@ -301,6 +316,23 @@ def test_an_edit_fills_its_hole_from_both_sides(lm):
     assert talk.turns == [("adds", edited.text)]
     assert frames[0] == [("def add(a, b):\n    return a ", False), ("░", True), (" b\n", False)]
     assert frames[-1] == [(edited.text, False)]
+
+
+@pytest.mark.parametrize("hole", [Hole(1), Hole(1, 2)])
+def test_an_edit_ends_as_the_template_ends_an_answer(lm, filled, hole):
+    """A template with text and a token of its own behind an answer; nothing in a hole may be that token."""
+    tokenizer = copy.copy(lm.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} !<|reserved_0|>{% endif %}{% endfor %}"
+    )
+    assert len(template_of(tokenizer).answer("")) > 1
+    Dialogue(replace(lm, tokenizer=tokenizer), turns=[("q", "a = b")]).edit(["a = ", hole])
+    assert template_of(tokenizer).answer("")[-1] == 2
+    for made, forbidden in filled:
+        behind = template_of(tokenizer).answer("")
+        assert made.ids.tolist()[-len(behind) :] == behind
+        assert bool(made.fixed[-len(behind) :].all())
+        assert {2, lm.tokenizer.eos_token_id} <= forbidden
 
 
 @settings(deadline=None, derandomize=True, max_examples=6)

@@ -173,6 +173,12 @@ def test_verbs_are_completed(tab):
         (["adapt", "tiny", "data=cor"], ["data=corpora/", "data=corpus.txt"]),
         (["adapt", "tiny", "dat"], ["data=", "data=corpora/", "data=corpus.txt"]),
         (["adapt", "tiny", "nothing="], []),
+        (["sft", "gsm8k-diffug"], ["gsm8k-diffugpt"]),
+        (["sft", "tiny", "padding=n"], ["padding=none"]),
+        (["sft", "tiny", "packing=t"], ["packing=true"]),
+        (["sft", "tiny", "template=p"], ["template=paper", "template=plain"]),
+        (["sft", "tiny", "data=s"], ["data=simple", "data=simple:test"]),
+        (["sft", "tiny", "eval_a"], ["eval_answers=", "eval_answers=16"]),
     ],
     ids=" ".join,
 )

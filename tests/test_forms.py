@@ -5,6 +5,7 @@ import enum
 import itertools
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ pytest.importorskip("outlines_core")
 def tiny(make):
     """An untrained model: it says anything."""
     words = make()
-    return adopt(build("llama", vocab_size=len(words), max_position_embeddings=512, eos_token_id=words.eos_token_id), words)
+    return adopt(
+        build("llama", vocab_size=len(words), max_position_embeddings=512, eos_token_id=words.eos_token_id), words
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,9 @@ KINDS = [
     str, int, float, bool, int | None, Literal["x", 'a "b"', "é\\"], Literal[1, "one", None], list[str], list[int | bool],
     tuple[int, str], Mood, datetime.date, Hole(2), Hole(1, 4), Hole(), Hole(choices=["yes", "n\to"]), Hole(pattern="[a-c]+x?"),
 ]  # fmt: skip
-FIXED = st.one_of(st.none(), st.booleans(), st.integers(-9, 99), st.sampled_from([0.5, "", "a ", 'say "hi"\n', "<hole>", "é}"]))
+FIXED = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 99), st.sampled_from([0.5, "", "a ", 'say "hi"\n', "<hole>", "é}"])
+)
 KEYS = st.sampled_from(["a", "name", "", 'k"1', "é b"])
 
 
@@ -89,8 +94,10 @@ def fits(template: Any, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("make", [byte_level, sentence_piece])
-@settings(max_examples=12, deadline=None)
-@given(template=templates(st.sampled_from(KINDS)), seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 1.0, 5.0]))
+@settings(max_examples=6, deadline=None)
+@given(
+    template=templates(st.sampled_from(KINDS)), seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 1.0, 5.0])
+)
 def test_whatever_a_model_says_the_form_parses_and_is_of_its_kinds(make, template, seed, temperature):
     form = tiny(make).fill(template, length=6, seed=seed, temperature=temperature)
     assert json.loads(form.text) == form.value
@@ -107,10 +114,12 @@ SPACE = st.sampled_from(["", " ", "  ", "\n\t"])
 
 
 @pytest.mark.parametrize("make", [byte_level, sentence_piece])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_fixed_part_of_json_text_stays_byte_for_byte(make, data):
-    marks = data.draw(st.lists(st.sampled_from([mark for mark in MARKS if mark != "<hole:yes|no>"]), min_size=1, max_size=4))
+    marks = data.draw(
+        st.lists(st.sampled_from([mark for mark in MARKS if mark != "<hole:yes|no>"]), min_size=1, max_size=4)
+    )
     fields = [f'"k{i}"{data.draw(SPACE)}:{data.draw(SPACE)}{mark}{data.draw(SPACE)}' for i, mark in enumerate(marks)]
     template = f'{data.draw(SPACE)}{{{data.draw(SPACE)}{",".join(fields)},"x": 1.50 }}\n'
     form = tiny(make).fill(template, length=5, temperature=2.0, seed=data.draw(st.integers(0, 99)))
@@ -128,17 +137,16 @@ def test_the_fixed_part_of_json_text_stays_byte_for_byte(make, data):
     "options",
     [
         *({"sampler": name} for name in forms.ORDERS), {"steps": 3}, {"steps": 1}, {"steps": 40, "schedule": "cosine"},
-        {"threshold": 0.001}, {"entropy_bound": 50.0}, {"factor": 30.0}, {"block": 4}, {"top_p": 0.5}, {"top_k": 1}, {"n": 3},
+        {"threshold": 0.001}, {"entropy_bound": 50.0}, {"factor": 30.0}, {"block": 4}, {"top_p": 0.5}, {"top_k": 1}, {"n": 2},
     ],
     ids=str,
 )  # fmt: skip
 def test_every_way_to_fill_gives_json(options):
     """Many tokens at once, too: those that do not go together are not revealed together."""
     template = {"a": Hole(pattern="(ab|ba|cc)+"), "b": [Hole(4), int], "c": Mood}
-    for seed in range(3):
-        form = tiny(byte_level).fill(template, length=8, temperature=1.5, seed=seed, **options)
-        assert all(fits(template, one.value) for one in [form, *form.candidates])
-        assert len(form.candidates) == (3 if options.get("n") else 0)
+    form = tiny(byte_level).fill(template, length=8, temperature=1.5, seed=1, **options)
+    assert all(fits(template, one.value) for one in [form, *form.candidates])
+    assert len(form.candidates) == (2 if options.get("n") else 0)
     if options.get("n"):
         assert form.candidates[0].value == form.value and len({one.text for one in form.candidates}) > 1
     if "steps" in options:
@@ -148,8 +156,7 @@ def test_every_way_to_fill_gives_json(options):
 def test_a_model_that_pydantic_knows_is_filled_as_it_says():
     fields = skeleton(Person)
     assert fields.parts[0] == '{"name": "' and fields.parts[-1] == '"]}'
-    for seed in range(8):
-        form = tiny(byte_level).fill(Person, temperature=3.0, seed=seed)
+    for form in tiny(byte_level).fill(Person, temperature=3.0, n=8).candidates:
         Person.model_validate_json(form.text, strict=True)
 
 
@@ -218,16 +225,13 @@ def test_padding_stands_behind_a_text_and_nowhere_else(pattern):
     assert padded.allowed([99, None]) is None
 
 
-def test_the_same_alone_in_a_batch_and_again(pocket):
-    template, prompts = {"a": str, "b": int, "c": Hole(3)}, ["", "x = ", "import json\n\ndata = ", "y"]
+def test_the_same_alone_in_a_batch_and_again():
+    template, prompts = {"a": str, "b": int, "c": Hole(3)}, ["", "the cat ", "on the mat: ", "A dog"]
     options = {"length": 6, "temperature": 1.0}
-    together = pocket.fill(template, prompt=prompts, seed=[5, 6, 7, 8], **options)
-    assert together == [
-        forms.replace(pocket.fill(template, prompt=one, seed=seed, **options), seconds=form.seconds)
-        for one, seed, form in zip(prompts, [5, 6, 7, 8], together, strict=True)
-    ]
-    small = pocket.fill(template, prompt=prompts, seed=[5, 6, 7, 8], batch_size=3, **options)
-    assert [one.ids for one in small] == [one.ids for one in together]
+    lm, seeds = tiny(byte_level), [5, 6, 7, 8]
+    together = lm.fill(template, prompt=prompts, seed=seeds, batch_size=3, **options)
+    alone = [lm.fill(template, prompt=one, seed=seed, **options) for one, seed in zip(prompts, seeds, strict=True)]
+    assert [replace(one, seconds=0.0) for one in alone] == [replace(one, seconds=0.0) for one in together]
     assert len({one.text for one in together}) > 1
 
 
@@ -243,7 +247,9 @@ def test_a_form_stands_where_a_reply_would(pocket):
 
 def test_plain_text_is_filled_too(pocket):
     form = pocket.fill("def <hole:1>(self): self.file.close()\n# <hole:yes|no> <hole:int>\n")
-    assert form.value is None and form.fills[0] == "close" and form.fills[1] in ("yes", "no") and form.fills[2].isdigit()
+    assert (
+        form.value is None and form.fills[0] == "close" and form.fills[1] in ("yes", "no") and form.fills[2].isdigit()
+    )
     assert form.text == f"def close(self): self.file.close()\n# {form.fills[1]} {form.fills[2]}\n"
 
 
@@ -260,10 +266,17 @@ def test_a_space_before_a_hole_may_be_the_beginning_of_its_token(shared):
 
 
 PROMPTS = [f'"""Module {i}."""\n\nRECORD = ' for i in range(200)]
-RECORD = {"name": str, "version": float, "stable": bool, "kind": Literal["module", "package"], "uses": list[str], "lines": int}
+RECORD = {
+    "name": str,
+    "version": float,
+    "stable": bool,
+    "kind": Literal["module", "package"],
+    "uses": list[str],
+    "lines": int,
+}
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_all_forms_of_many_prompts_parse(pocket, count):
     made = pocket.fill(RECORD, prompt=PROMPTS[:count], length=8, temperature=1.0)
     assert sum(fits(RECORD, json.loads(one.text)) for one in made) == count
@@ -290,14 +303,15 @@ def test_what_a_kind_takes(kind, inside, outside):
 
 
 def test_what_is_given_by_a_schema_is_text():
-    schema = {
-        "$defs": {"Point": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}, "y": {"$ref": "#/$defs/Y"}}},
-                  "Y": {"enum": ["up", "down"], "title": "y"}},
-        "type": "object",
-        "properties": {"at": {"$ref": "#/$defs/Point"}, "two": {"type": "array", "items": {"type": "boolean"}, "minItems": 2,
-                       "maxItems": 2}, "v": {"type": ["integer", "null"]}, "e": {"type": "integer", "exclusiveMinimum": 1,
-                       "exclusiveMaximum": 4}},
-    }  # fmt: skip
+    point = {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}, "y": {"$ref": "#/$defs/Way"}}}
+    fields = {
+        "at": {"$ref": "#/$defs/Point"},
+        "two": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2},
+        "v": {"type": ["integer", "null"]},
+        "e": {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4},
+    }
+    ways = {"enum": ["up", "down"], "title": "a way"}
+    schema = {"type": "object", "properties": fields, "$defs": {"Point": point, "Way": ways}}
     form = from_schema(json.dumps(schema))
     assert form == skeleton(schema) == skeleton(json.dumps(schema, indent=1))
     assert "".join(part if isinstance(part, str) else "_" for part in form.parts) == (
@@ -308,10 +322,10 @@ def test_what_is_given_by_a_schema_is_text():
 
 
 def test_a_limit_beyond_what_is_counted_holds_by_the_size_of_tokens():
-    for seed in range(4):
-        made = tiny(byte_level).fill({"type": "object", "properties": {"a": {"type": "string", "maxLength": 60}}}, length=20,
-                                     temperature=5.0, seed=seed)  # fmt: skip
-        assert 0 < len(made.value["a"]) <= 60
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 60}}}
+    made = tiny(byte_level).fill(schema, length=20, temperature=5.0, n=8)
+    sizes = [len(one.value["a"]) for one in made.candidates]
+    assert min(sizes) > 0 and 20 < max(sizes) <= 60
 
 
 BAD = {
@@ -358,3 +372,80 @@ def test_a_template_that_cannot_be_used_is_one_line(name, pocket):
     template, words = BAD[name]
     with bad(words):
         pocket.fill(template)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "verified"}, "sampler=verified: a form is filled in one of the orders confidence"),
+        ({"sampler": "published_random"}, "in one of the orders"),
+        ({"stop": ["x"]}, "stop, remask, .* do not go with a form"),
+        ({"remask": 0.5}, "do not go with a form"),
+        ({"cache": "dual"}, "do not go with a form"),
+        ({"length": 0}, "length"),
+        ({"stepz": 3}, "did you mean 'steps'"),
+        ({"prompt": [{"role": "assistant", "content": "a"}]}, "begins with the assistant's turn"),
+        ({"prompt": 3}, "a conversation is a list of messages"),
+        ({"length": 400}, "the model's context is 256"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_with_a_form_are_one_line(options, words, pocket):
+    with bad(words):
+        pocket.fill({"a": str}, **options)
+
+
+def test_a_model_that_sees_nothing_to_its_right_is_refused(pocket, monkeypatch):
+    monkeypatch.setattr(type(pocket.record), "infills", property(lambda _: False))
+    with bad("never trained to see text to the right"):
+        pocket.fill({"a": str})
+
+
+def test_without_outlines_it_says_what_to_install(pocket, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "outlines_core.json_schema", None)
+    with bad("pip install outlines-core"):
+        pocket.fill({"a": str})
+
+
+# The verb
+
+
+def test_the_verb_prints_the_form(run, tmp_path, monkeypatch):
+    text = '{"name": "<hole:2>",\n "stable": <hole:bool>}'
+    code, out, _ = run("fill", "pocket", "--text", text)
+    assert (
+        code == 0
+        and out.startswith('{"name": "')
+        and out.endswith("}\n")
+        and json.loads(out)["stable"] in (True, False)
+    )
+    file = tmp_path / "form.json"
+    file.write_text(text)
+    assert run("fill", "pocket", "--template", str(file))[1] == out
+    code, document, _ = run(
+        "fill", "pocket", "--text", text, "--prompt", "x = ", "--json", "--n", "2", "--temperature", "1"
+    )
+    document = json.loads(document)
+    assert document["value"] == json.loads(document["text"]) and len(document["candidates"]) == 2
+    assert document["fills"] == list(document["value"].values()) and document["options"]["length"] == 16
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}}')
+    code, out, _ = run("fill", "pocket", "--schema", str(schema), "--message", "Is it?")
+    assert code == 0 and out in ('{"ok": true}\n', '{"ok": false}\n')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing option '--text': give one of --text, --template and --schema"),
+        (["--text", "<hole>", "--template", "a"], "--template and --text are two forms"),
+        (["--text", "<hole>", "--prompt", "a", "--message", "b"], "give one of them"),
+        (["--template", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--text", '{"a": <hole:itn>}'], "did you mean <hole:int>"),
+        (["--text", "<hole>", "--stop", "a"], "stop, remask"),
+        (["--text", "<hole>", "--message", " "], "has no text"),
+    ],
+)
+def test_a_form_that_cannot_be_is_one_line_of_the_verb(arguments, words, run):
+    code, out, error = run("fill", "pocket", *arguments)
+    assert (code, out) == (2, "") and words in error and error.count("\n") == 1

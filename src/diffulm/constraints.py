@@ -4,6 +4,7 @@ A constraint is a function of (ids (B, L), where (B, L), logits (n, V) at `where
 may not stand there. It looks at the canvas alone, so any order of filling will do, as long as it is one token a forward.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,6 +21,12 @@ from diffulm.shapes import Bool, Float, Int
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _END = "\x03"
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
+# How byte-level BPE writes each byte: as itself where that can be seen, else as one of the characters from 256 on.
+_SEEN = {*range(33, 127), *range(161, 173), *range(174, 256)}
+_CHARACTERS = [
+    chr(byte if byte in _SEEN else 256 + byte - len([one for one in _SEEN if one < byte])) for byte in range(256)
+]
 _BROKEN = 3  # tokens that a word may have been broken into
 
 
@@ -40,6 +47,19 @@ def token_texts(tokenizer: Any) -> list[str]:
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
     found = ["" if token in special else decode(tokenizer, [*anchor, token]) for token in range(size)]
     return [text.removeprefix(head) if text.startswith(head) and "\ufffd" not in text else "" for text in found]
+
+
+def token_bytes(tokenizer: Any, texts: Sequence[str]) -> list[bytes]:
+    """`token_texts` in UTF-8, and the bytes of tokens that are a part of a character."""
+    out = [text.encode() for text in texts]
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
+    for token, name in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(texts))))):
+        if not texts[token] and token not in special and name:
+            if byte := _BYTE.fullmatch(name):
+                out[token] = bytes([int(byte[1], 16)])
+            elif all(char in _CHARACTERS for char in name):
+                out[token] = bytes(_CHARACTERS.index(char) for char in name)
+    return out
 
 
 def broken(texts: Sequence[str], left: Sequence[int]) -> tuple[int, list[int]]:
@@ -111,12 +131,22 @@ class Automaton:
         kind: most tokens of a vocabulary do the same wherever they stand, so there are few."""
         states = {self.start, *self.finals, *self.moves, *(to for moves in self.moves.values() for to in moves)}
         numbers = {state: row for row, state in enumerate(sorted(states))}
-        size = 1 + max((max(tokens) for moves in self.moves.values() for tokens in moves.values() if tokens), default=0)
-        leads = torch.full((len(numbers) + 1, size), len(numbers))
-        for state, moves in self.moves.items():
-            for to, tokens in moves.items():
-                leads[numbers[state], list(tokens)] = numbers[to]
-        return numbers, *leads.unique(dim=1, return_inverse=True)
+        moves = [
+            (numbers[state], numbers[to], torch.tensor(sorted(tokens)))
+            for state, reached in self.moves.items()
+            for to, tokens in reached.items()
+            if tokens
+        ]
+        # Tokens of one kind have one sum of random numbers, and others, but for one chance in billions, another.
+        marks = torch.randint(-(2**62), 2**62, (len(moves),), generator=torch.Generator().manual_seed(0))
+        sums = torch.zeros(1 + max((int(tokens[-1]) for _, _, tokens in moves), default=0), dtype=torch.int64)
+        for mark, (_, _, tokens) in zip(marks, moves, strict=True):
+            sums[tokens] += mark
+        found, kind = sums.unique(return_inverse=True)
+        leads = torch.full((len(numbers) + 1, len(found)), len(numbers))
+        for state, to, tokens in moves:
+            leads[state, kind[tokens]] = to
+        return numbers, leads, kind
 
     def padded(self, token: int) -> "Automaton":
         """The same with any number of one token more, which leads nowhere yet, behind the text."""
@@ -126,26 +156,29 @@ class Automaton:
         return Automaton(self.start, self.finals | {end}, moves)
 
 
-def automaton(pattern: str, texts: Sequence[str], eos_token_id: int | None) -> Automaton:
-    """The regular expression by outlines-core, whose tokens are `texts`. BadInput where that is missing or refuses it."""
-    return _automaton(pattern, tuple(texts), eos_token_id)
+def automaton(pattern: str, texts: Sequence[str | bytes], eos_token_id: int | None) -> Automaton:
+    """The regular expression by outlines-core, whose tokens are `texts` (bytes: in UTF-8, a part of a character perhaps).
+
+    BadInput where that is missing or refuses it.
+    """
+    return _automaton(pattern, tuple(text.encode() if isinstance(text, str) else text for text in texts), eos_token_id)
 
 
 @lru_cache(maxsize=64)
-def _automaton(pattern: str, texts: tuple[str, ...], eos_token_id: int | None) -> Automaton:
+def _automaton(pattern: str, texts: tuple[bytes, ...], eos_token_id: int | None) -> Automaton:
     try:
         from outlines_core import Index, Vocabulary
     except ImportError:
         raise BadInput(
             "a pattern needs outlines-core, which is not installed: pip install outlines-core, or give choices"
         ) from None
-    tokens: dict[str | bytes, list[int]] = {}
+    tokens: dict[bytes, list[int]] = {}
     for token, text in enumerate(texts):
-        if text and token != eos_token_id and _END not in text:
+        if text and token != eos_token_id and _END.encode() not in text:
             tokens.setdefault(text, []).append(token)
     # It loses what goes on from a text that could end: so none can before _END, which is a token of its own.
     end = len(texts)
-    tokens[_END] = [end]
+    tokens[_END.encode()] = [end]
     try:
         index = Index(f"(?:{pattern}){_END}", Vocabulary(end + 1, tokens))
     except ValueError as error:

@@ -126,10 +126,11 @@ def filled(infiller: Infiller, form: Skeleton, prompts: Sequence[Any], callback:
     return [replace(one[0], candidates=one if len(one) > 1 else []) for one in groups]
 
 
-def _tokens(infiller: Infiller) -> tuple[tuple[str, ...], int]:
-    """What each token says ("" for those that are never drawn), and the one for places left over."""
+def _tokens(infiller: Infiller) -> tuple[tuple[bytes, ...], int]:
+    """What each token says in UTF-8 (nothing: those that are never drawn), and the one for places left over."""
     never = {infiller.denoiser.record.mask_token_id, *infiller.forbidden}
-    texts = tuple("" if token in never else text for token, text in enumerate(infiller.texts()))
+    said = constraints.token_bytes(infiller.tokenizer, infiller.texts())
+    texts = tuple(b"" if token in never else text for token, text in enumerate(said))
     silent = (token for token, text in enumerate(texts) if not text and token not in never)
     eos = infiller.tokenizer.eos_token_id
     spare = next(silent, None) if eos is None or eos in never else eos
@@ -138,7 +139,7 @@ def _tokens(infiller: Infiller) -> tuple[tuple[str, ...], int]:
     return texts, spare
 
 
-def _casts(infiller: Infiller, form: Skeleton, texts: tuple[str, ...], spare: int) -> Iterator[Cast]:
+def _casts(infiller: Infiller, form: Skeleton, texts: tuple[bytes, ...], spare: int) -> Iterator[Cast]:
     tokenizer, before = infiller.tokenizer, ""
     for part in form.parts:
         if isinstance(part, str):
@@ -146,7 +147,7 @@ def _casts(infiller: Infiller, form: Skeleton, texts: tuple[str, ...], spare: in
             continue
         # a space that is no part of the token before it would be one with the token after it
         last = canvas.encode(tokenizer, before)[-1:] if before.endswith(" ") else []
-        owns = bool(last) and texts[last[0]] == " "
+        owns = bool(last) and texts[last[0]] == b" "
         space = " " * owns
         sizes = [len(canvas.encode(tokenizer, space + option, inside=True)) for option in part.options]
         places = max(sizes) if sizes else owns * (not part.exact) + (part.longest or infiller.options.length)
@@ -160,12 +161,12 @@ def _casts(infiller: Infiller, form: Skeleton, texts: tuple[str, ...], spare: in
 
 
 @lru_cache(maxsize=64)
-def _machine(pattern: str, texts: tuple[str, ...], simple: bool, widest: int | None, spare: int | None) -> Automaton:
+def _machine(pattern: str, texts: tuple[bytes, ...], simple: bool, widest: int | None, spare: int | None) -> Automaton:
     """The automaton of a pattern, with as many of the token `spare` behind its text as there are places."""
     if simple:
-        texts = tuple("" if any(char in '"\\' or char < " " for char in text) else text for text in texts)
+        texts = tuple(b"" if any(byte in b'"\\' or byte < 32 for byte in text) else text for text in texts)
     if widest is not None:
-        texts = tuple("" if len(text) > widest else text for text in texts)
+        texts = tuple(b"" if len(text) > widest else text for text in texts)
     machine = constraints.automaton(pattern, texts, spare)
     return machine if spare is None else machine.padded(spare)
 
@@ -199,11 +200,11 @@ def _canvas(
     return made, gaps
 
 
-def _form(form: Skeleton, casts: Sequence[Cast], texts: Sequence[str], made: Filled, gaps: Sequence[Gap]) -> Form:
+def _form(form: Skeleton, casts: Sequence[Cast], texts: Sequence[bytes], made: Filled, gaps: Sequence[Gap]) -> Form:
     fills = []
     for cast, gap in zip(casts, gaps, strict=True):
-        fill = "".join(texts[token] for token in made.ids[gap.start : gap.stop] if token != gap.spare)
-        fills.append(fill[cast.owns :])
+        fill = b"".join(texts[token] for token in made.ids[gap.start : gap.stop] if token != gap.spare)
+        fills.append(fill.decode()[cast.owns :])
     each = iter(fills)
     text = "".join(part if isinstance(part, str) else next(each) for part in form.parts)
     values = [cast.blank.value(fill) for cast, fill in zip(casts, fills, strict=True)]

@@ -18,7 +18,7 @@ FORMATS = {"date": 10, "time": 9, "date-time": 30, "uuid": 36, "email": None, "u
 _UNQUOTED = ("date", "date-time", "uuid")  # the other formats allow what would end the string
 _NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"  # outlines-core has exponents too, and so what Python reads as infinity
 _DIGITS = 8  # tokens of a number at most
-_COUNTED = 48  # characters or items that an expression counts: it has a state for each
+_COUNTED = 32  # characters or items that an expression counts: it has a state for each
 _LISTED = 1000  # numbers of a range that become choices
 
 _NOTES = {

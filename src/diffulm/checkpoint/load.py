@@ -24,16 +24,18 @@ def load(
     """(denoiser, tokenizer or None) of a folder or hub id.
 
     A given mask id overrides record and tokenizer. dtype None: float32, whatever the file holds. An adapter is opened on its
-    parent, whose checksum must be the one it was trained on. quantise: as in `load_weights`, for our own folders. Raises BadInput for a plain AR folder (adapt it first; known
-    from its headers alone), a mask id outside the vocabulary, tensors that are not the architecture's, a parent that was
-    moved or altered, and files that are missing or damaged.
+    parent, whose checksum must be the one it was trained on. quantise: as in `load_weights`, for our own plain folders. Raises
+    BadInput for a plain AR folder (adapt it first; known from its headers alone), a mask id outside the vocabulary, tensors
+    that are not the architecture's, a parent that was moved or altered, and files that are missing or damaged.
     """
     with quietly():
         place = folder_of(source)
         config = read_config(place)
         ours = "diffulm" in config and not adapter.is_adapter(place) and not released.is_derived(headers(place))
         if quantise != "none" and not ours:
-            raise BadInput(f"quantise={quantise}: {source} is no plain checkpoint; `diffulm merge` or `import` makes one")
+            raise BadInput(
+                f"quantise={quantise}: {source} is no plain checkpoint; `diffulm merge` or `import` makes one"
+            )
         if "diffulm" in config and adapter.is_adapter(place):
             record = Record.from_dict(config["diffulm"], str(place / "config.json"))
             record = record if mask_token_id is None else replace(record, mask_token_id=mask_token_id)

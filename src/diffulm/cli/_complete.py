@@ -37,6 +37,12 @@ def presets(ctx: typer.Context) -> list[str]:
     return preset_names(ctx.info_name or "")
 
 
+def template_names() -> list[str]:
+    from diffulm.recipes.config import PRESETS
+
+    return sorted(file.stem for file in (PRESETS / "templates").glob("*.jinja"))
+
+
 def samplers() -> list[str]:
     from diffulm.options import sampler_names
 
@@ -85,13 +91,15 @@ def values(config: Any, key: str, typed: str | None) -> list[str]:
         return ["false", "true"]
     if key == "tokens":
         return ["1M", "10M", "100M", "1B"]
-    if isinstance(field.default, str | int | float):
+    if key == "template":
+        return ["auto", *template_names()]
+    if isinstance(field.default, str | int | float) and key != "data":
         return [str(field.default)]
     if "str" not in str(field.annotation) and key != "data":
         return ["null"] if field.default is None else []
     paths = [] if typed is None else sorted(glob(escape(typed) + "*"))
     found = [path + "/" * Path(path).is_dir() for path in paths]
-    return [*models(), *found] if key == "model" else found
+    return [*(models() if key == "model" else getattr(config, "made", ()) if key == "data" else ()), *found]
 
 
 def methods(ctx: typer.Context) -> list[str]:

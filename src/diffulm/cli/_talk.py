@@ -155,7 +155,7 @@ class Terminal:
 
     def history(self, _: str) -> None:
         for question, answer in self.talk.turns:
-            print(escaped(f"> {question}\n{answer}", KEPT), file=self.out)
+            print(escaped(f"> {question}\n{answer.rstrip()}", KEPT), file=self.out)
 
     def save(self, path: str) -> None:
         if not path:
@@ -190,7 +190,8 @@ def _editing() -> Iterator[None]:
 
         readline.set_completer_delims(" \n")
         readline.set_completer(command)
-        readline.parse_and_bind("tab: complete")
+        libedit = "libedit" in (readline.__doc__ or "")  # of macOS
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
     yield
 
 

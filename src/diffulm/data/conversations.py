@@ -319,7 +319,8 @@ def build(
         skips.add(int(str(manifest.get("skipped", 0))), list(manifest.get("bad", [])))  # pyright: ignore[reportArgumentType]
     whole, manifest = Dataset.from_file(str(arrow)), {**manifest}
     first = len(whole) - int(str(manifest["held_out"]))
-    return whole.select(range(first)), whole.select(range(first, len(whole))), manifest
+    # a list: an empty range past the end is an IndexError
+    return whole.select(range(first)), whole.select([*range(first, len(whole))]), manifest
 
 
 def _wanted(settings: list[Any], data: str | list[str], template: Template, bos: int | None) -> str:

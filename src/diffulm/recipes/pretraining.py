@@ -68,9 +68,9 @@ def check_fits(config: TrainingConfig, denoiser: Denoiser, tokenizer: Any) -> No
         )
 
 
-def begin_adapter(denoiser: Denoiser, config: TrainingConfig) -> None:
+def begin_adapter(denoiser: Denoiser, config: TrainingConfig, base: str | None = None) -> None:
     home = folder_of(config.model)
-    adapter.begin(denoiser, home, config.lora_rank, config.lora_alpha, config.seed, config.train_embeddings)
+    adapter.begin(denoiser, home, config.lora_rank, config.lora_alpha, config.seed, config.train_embeddings, base)
 
 
 def material(config: "AdaptConfig", denoiser: Denoiser, tokenizer: Any, folder: RunFolder) -> Material:

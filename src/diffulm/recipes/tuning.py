@@ -50,7 +50,7 @@ def opened(config: "SftConfig") -> tuple[Denoiser, Any]:
         denoiser, tokenizer = _adapted(config)
     tokenizer.chat_template = template_of(tokenizer, config.template).source
     if config.adapter != "none":
-        begin_adapter(denoiser, config)
+        begin_adapter(denoiser, config, None if from_parent(config) else config.model)
     placed(denoiser, config)
     return denoiser, tokenizer
 
@@ -62,7 +62,7 @@ def from_parent(config: "SftConfig") -> bool:
 
 
 def _adapted(config: "SftConfig") -> tuple[Denoiser, Any]:
-    settings = {"scratch": False, "quantise": "none", "mask_token": "auto", "window": "keep"}
+    settings = {"scratch": False, "mask_token": "auto", "window": "keep"}
     for key, usual in settings.items():
         if getattr(config, key) != usual:
             raise BadInput(
@@ -70,7 +70,7 @@ def _adapted(config: "SftConfig") -> tuple[Denoiser, Any]:
             )
     if config.objective == "autoregressive":
         raise BadInput(f"objective=autoregressive: {config.model} is a diffusion model; give its AR parent")
-    denoiser, tokenizer = load(config.model)
+    denoiser, tokenizer = load(config.model, quantise=config.quantise)
     if not config.shift and denoiser.record.shift:
         raise BadInput(f"shift=false: {config.model} was adapted with the shift; leave it out")
     check_fits(config, denoiser, tokenizer)

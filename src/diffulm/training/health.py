@@ -36,6 +36,11 @@ class Run:
         return self.config.get("objective") == "autoregressive"
 
     @property
+    def tuning(self) -> bool:
+        """Whether it is a run of `diffulm sft`, whose held-out losses and frequencies are those of replies alone."""
+        return "eval_rows" in self.config
+
+    @property
     def held_out(self) -> str:
         return "eval_ar" if self.autoregressive else "eval_bound"
 
@@ -113,7 +118,12 @@ def _well(run: Run) -> str:
     least, most = (_level(now, levels) for levels in (LEAST, MOST))
     at_most = "" if most is None else f"; with nearly all masked {most:.2f}, unigram entropy {run.unigram:.2f}"
     if run.parent is None or least is None:
-        return f"healthy: bound {start[run.held_out]:.2f} -> {loss:.2f}{at_most}"
+        said = (
+            f"; {now['eval_empty']:.0%} of its replies are empty, {now['eval_ended']:.0%} end"
+            if "eval_empty" in now
+            else ""
+        )
+        return f"healthy: bound {start[run.held_out]:.2f} -> {loss:.2f}{at_most}{said}"
     beside = (
         f"with 5% of the text masked a token costs {least:.2f}, the parent reading left to right pays {run.parent:.2f}"
     )
@@ -136,8 +146,8 @@ def _level(look: dict[str, Any], names: tuple[str, ...]) -> float | None:
 
 def labels(run: Run) -> str | None:
     """Labels not shifted. A trained parent that is read rightly is better than the frequencies of tokens at once, by nats;
-    one that is read a row off is worse."""
-    if run.parent is None or run.parent <= run.unigram:
+    one that is read a row off is worse. Of replies it knows no frequencies: those may be of a few words, and new to it."""
+    if run.tuning or run.parent is None or run.parent <= run.unigram:
         return None
     return (
         f"the parent's AR loss on held-out text is {run.parent:.2f}, above the unigram entropy {run.unigram:.2f}: its outputs "
@@ -227,6 +237,27 @@ def eos(run: Run) -> str | None:
     return None
 
 
+def replies(run: Run) -> str | None:
+    """EOS collapse of a fine-tuned model: ends and padding are the easiest tokens to learn, and most of its replies to
+    held-out prompts are nothing else; or it was never shown enough of them, and most replies do not end. No reply of the
+    data is empty, and as many positions are offered as the longest one takes."""
+    now = run.looks[-1]
+    if "eval_empty" not in now or not run.open or len(run.looks) < 3:
+        return None
+    why = few = "too few tokens of training"
+    if now["eval_empty"] > 1 / 2:
+        if not run.autoregressive:
+            why = "padding that outweighs the replies: take padding=random, fewer padding_tokens, a lower padding_weight, or "
+            why += "truncation=0.2"
+        return f"{now['eval_empty']:.0%} of the replies to held-out prompts are empty: EOS collapse; usually {why}"
+    learnt = now[run.held_out] < run.untaught  # before that nothing can be expected
+    if learnt and now["eval_ended"] < 1 / 2 and run.config.get("too_long") != "cut":
+        if not run.autoregressive:
+            why = f"padding=none (take random), much truncation, or {few}"
+        return f"{1 - now['eval_ended']:.0%} of the replies to held-out prompts do not end; usually {why}"
+    return None
+
+
 def frozen(run: Run) -> str | None:
     """Frozen weights: held-out losses are drawn alike each time, so that only other weights can change them."""
     if len(run.looks) < 2 or not _stuck(run) or all(row["loss"] == 0 for row in run.steps):
@@ -244,4 +275,4 @@ def _stuck(run: Run) -> bool:
     return all(abs(look[run.held_out] - first) < SAME for look in run.looks[1:])
 
 
-RULES: tuple[Callable[[Run], str | None], ...] = (masking, labels, future, frozen, learning_rate, eos)
+RULES: tuple[Callable[[Run], str | None], ...] = (masking, labels, future, frozen, learning_rate, eos, replies)

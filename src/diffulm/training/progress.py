@@ -9,6 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from diffulm.training.status import Status, clock
 
+SHARES = ("exact", "empty", "ended")  # of replies
+
 
 class ProgressLine(Status, TrainerCallback):
     """fastest: tokens a second at the devices' peak, where known. look: called after each evaluation; what looks wrong by the
@@ -71,10 +73,11 @@ class ProgressLine(Status, TrainerCallback):
 
 
 def held_out(metrics: Mapping[str, float]) -> str:
-    """The losses among the figures of an evaluation, with their errors."""
+    """The losses among the figures of an evaluation, with their errors, and what became of replies."""
     shown = []
     for name in ("ar", "bound", "left_to_right"):
         if (value := metrics.get(f"eval_{name}")) is not None:
             error = metrics.get(f"eval_{name}_stderr")
             shown.append(f"{name.replace('_', ' ')} {value:.3f}" + (f" +- {error:.3f}" if error else ""))
-    return ", ".join(shown)
+    shares = [f"{metrics[f'eval_{name}']:.0%} {name}" for name in SHARES if f"eval_{name}" in metrics]
+    return ", ".join(shown) + (f"; of replies {', '.join(shares)}" if shares else "")

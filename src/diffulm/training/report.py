@@ -21,7 +21,10 @@ svg{width:100%}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(25rem,1fr));gap:0 2rem}
 .legend{margin:.2rem 0;font-size:.85rem}.legend span{margin-right:1rem}.how{margin:.2rem 0;font-size:.9rem;color:#555}"""
 LEVELS = tuple(range(5, 100, 10))
-COLUMNS = ("ar", "bound", "left_to_right", "future", "eos", "repeats", "entropy", "perplexity")
+COLUMNS = (
+    *("ar", "bound", "left_to_right", "future", "eos", "repeats", "entropy", "perplexity"),
+    *("exact", "empty", "ended", "length_error"),
+)
 Rows = list[dict[str, Any]]
 
 
@@ -140,6 +143,8 @@ def _panels(rows: Rows, config: dict[str, Any]) -> list[str]:
         _panel("Learning rate", chart(x, [line("learning_rate", "learning rate")]), "Rises in warm-up, then falls."),
         _panel("Annealing ratio", chart(x, [line("anneal_ratio", "share of the future that is open")]), ANNEALING),
         _panel("Help from the right side", chart(x, [line("eval_future", "nats a token")], {"none": 0.0}), FUTURE),
+        _panel("Replies", chart(x, [line(f"eval_{name}", name) for name in ("exact", "empty", "ended")]), REPLIES),
+        _panel("Replies: length", chart(x, [line("eval_length_error", "tokens off")]), LENGTH),
         _panel("Samples: EOS and repeats", chart(x, quality, of_text), QUALITY),
         _panel("Samples: entropy", chart(x, [line("eval_entropy", "nats")], levels(text="eval_data_entropy")), ENTROPY),
         _panel("Samples: perplexity", chart(x, [line("eval_perplexity", "by the parent")], judge, log=True), PERPLEXITY),
@@ -160,6 +165,11 @@ GRADIENT = "High at the start and while attention opens, then lower and steady. 
 ANNEALING = "From causal attention, 0, to full attention, 1."
 FUTURE = "What seeing the text to the right saves. Below 0 until attention is open, then above; exactly 0: attention is causal."
 QUALITY = "Both near the dashed lines. EOS far above the text's: collapse. Many repeats: too few steps of training."
+REPLIES = (
+    "Shares of greedy replies to held-out prompts: word for word the one in the data, nothing at all, ended by the token that "
+    "ends a reply. Empty should be 0 and ended 1; exact says something where a prompt has one right reply."
+)
+LENGTH = "How far the lengths of these replies are from those in the data, in the mean. Falls; to 0 where one reply is right."
 ENTROPY = "Near the text's. Much lower: samples use few words again and again."
 PERPLEXITY = "Falls towards the parent's on real text; to be read with the entropy, as dull text is cheap."
 UTILISATION = "Operations that the training needs over what the device could do at most."
