@@ -32,9 +32,9 @@ from diffulm.evaluation.subject import opened
 from diffulm.evaluation.suite import gsm8k
 from diffulm.evaluation.trial import Trial
 
-LENGTH, WIDTH, LAYERS = 84, 64, 4
-CORPUS, TRAIN, VALID, TEST = 120_000, 2000, 200, 400
-PARENT_TOKENS, ADAPT_TOKENS, TOKENS = "3M", "2M", "800K"
+LENGTH, WIDTH, LAYERS = 72, 64, 4
+CORPUS, TRAIN, VALID, TEST = 100_000, 2000, 200, 400
+PARENT_TOKENS, ADAPT_TOKENS, TOKENS = "2M", "2M", "800K"
 SEEDS = (0, 1, 2)
 AR = {"objective": "autoregressive", "annealing": "none"}
 PRETRAINED = {"length": LENGTH, "global_batch": 24, "eval_every": "50%", "save_seconds": 60}

@@ -3,7 +3,7 @@
     Anna has 16 apples. She gives 3 apples to Ben. She buys 4 more. How many apples does Anna have now?
     <<16-3=13>> <<13+4=17>> #### 17
 
-A problem has 1 to 4 steps, as many sentences of change; now and then one about somebody else. A part (train, valid, test) is
+A problem has 1 to 4 steps, as many sentences of change. A part (train, valid, test) is
 the problems whose question falls into it by checksum, so no question is in two of them. `corpus` is text in the same
 language for a parent to learn from: stories that say each new number, and plain equations; no question and no `<<`.
 """
@@ -18,29 +18,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STEPS = (1, 2, 3, 4)
-LARGEST = 60  # no number is larger; each is one token
+LARGEST, CHANGE = 20, 6  # no number is larger, no change; each is one token
 NAMES = {
     **dict.fromkeys("Anna Clara Eva Grace Ida Kate Mary Rose".split(), "She"),
     **dict.fromkeys("Ben David Frank Henry Jack Leo Paul Tom".split(), "He"),
 }
 THINGS = "apples pears plums nuts books pens coins stamps cards shells marbles buttons cakes eggs beads stones".split()
-MORE = (
-    "{who} buys {k} more.",
-    "{who} finds {k} {things}.",
-    "{other} gives {name} {k} {things}.",
-    "{who} gets {k} more from {other}.",
-    "Then {name} picks up {k} {things}.",
-)
-FEWER = (
-    "{who} loses {k} {things}.",
-    "{who} gives {k} {things} to {other}.",
-    "{who} sells {k} of them.",
-    "{other} takes {k} {things} from {name}.",
-    "Then {name} drops {k} of them.",
-)
-START = ("{name} has {k} {things}.", "There are {k} {things} in the bag of {name}.")
-ASIDE = "{other} has {k} {things}."
-ASK = ("How many {things} does {name} have now?", "How many {things} are left for {name}?")
+MORE = ("{who} buys {k} more.", "{who} finds {k} {things}.", "{other} gives {name} {k} {things}.")
+FEWER = ("{who} loses {k} {things}.", "{who} gives {k} {things} to {other}.", "{other} takes {k} {things} from {name}.")
+START = ("{name} has {k} {things}.", "{name} begins with {k} {things}.")
+ASK = ("How many {things} does {name} have now?", "How many {things} are left?")
 TOTAL = ("Now {name} has {k} {things}.", "That makes {k} {things}.")
 BOS, MASK, SEP, UNKNOWN = "<|endoftext|>", "<|mask|>", "<|sep|>", "<|unknown|>"
 SPECIAL = (BOS, MASK, SEP, UNKNOWN)
@@ -76,8 +63,6 @@ def problem(drawn: random.Random, steps: int) -> Problem:
         told.append(_change(drawn, change, about))
         chain.append(f"<<{total}{change:+d}={total + change}>>")
         total += change
-    if drawn.random() < 0.25:
-        told.insert(drawn.randrange(1, len(told) + 1), ASIDE.format(k=drawn.randint(1, 30), **about))
     question = " ".join([*told, drawn.choice(ASK).format(**about)])
     return {"question": question, "chain": " ".join(chain), "answer": str(total), "steps": steps}
 
@@ -115,11 +100,11 @@ def _equations(drawn: random.Random) -> str:
 
 
 def _numbers(drawn: random.Random, steps: int) -> tuple[int, list[int]]:
-    """(a number to begin with, changes of 1 to 9): all that is reached lies between 0 and LARGEST."""
-    start = total = drawn.randint(1, 50)
+    """(a number to begin with, changes of 1 to CHANGE): all that is reached lies between 0 and LARGEST."""
+    start = total = drawn.randint(1, LARGEST)
     changes = []
     for _ in range(steps):
-        change = drawn.choice([k for k in range(-9, 10) if k and 0 <= total + k <= LARGEST])
+        change = drawn.choice([k for k in range(-CHANGE, CHANGE + 1) if k and 0 <= total + k <= LARGEST])
         changes.append(change)
         total += change
     return start, changes

@@ -3,7 +3,6 @@
     python benchmarks/in_context.py train RUNS       # pocket-ar adapted on fewer tokens than pocket
     python benchmarks/in_context.py measure RUNS     # benchmarks/results/DATE-in_context.json, tables of docs/in-context.md
     python benchmarks/in_context.py page             # the tables alone, from the JSON
-    python benchmarks/in_context.py ask PARENT       # what another AR model gets, printed
 
 Five patterns of random words of the model's own vocabulary, each shown by so many shots, then one token to predict. For the
 first three the text has `SLOTS` pieces whatever the shots: what is no shot is a piece of the same form with other words.
@@ -39,7 +38,7 @@ from results_page import plus_minus, table
 import diffulm
 from diffulm import bounds, lm, randomness, scoring
 from diffulm.canvas import encode
-from diffulm.evaluation.cells import error, share_error
+from diffulm.evaluation.cells import NORMAL_95, error, share_error
 from diffulm.evaluation.subject import Subject, opened
 from diffulm.scoring import Method, Request
 
@@ -195,8 +194,12 @@ def kept(child: dict[str, Hits], parent: dict[str, Hits]) -> tuple[float, float]
 
 
 def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """(mean of the paired differences, half width of its 95% interval)."""
+    """(mean of the paired differences, half width of its 95% interval); of right and wrong answers by Agresti and Min (2005),
+    so that no difference in so many items is not one of 0 for certain."""
     between = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if {*ours, *theirs} <= {0.0, 1.0}:
+        apart, n = sum(map(abs, between)), len(between) + 2
+        return statistics.fmean(between), NORMAL_95 * math.sqrt(apart + 1 - sum(between) ** 2 / n) / n
     stderr = error(between)
     assert stderr is not None
     return statistics.fmean(between), bounds.student(len(between) - 1) * stderr
@@ -245,6 +248,7 @@ def train(runs: Path) -> None:
         folder = runs / f"in-context/pocket-{tokens}"
         if not (folder / "report.json").exists():
             data = {"data": str(text / "train.jsonl.gz"), "eval_data": str(text / "heldout.jsonl.gz"), "eval_blocks": 8}
+            data |= {"eval_every": "100%", "eval_samples": 4}
             diffulm.adapt("pocket", model=PARENT, out=str(folder), tokens=tokens, noise="bernoulli", **data)
 
 
@@ -311,25 +315,16 @@ def refreshed(page: str, report: dict[str, Any]) -> str:
     return page
 
 
-def ask(parent: str) -> None:
-    """Whether a model can be probed at all: right answers by shots."""
-    found = answered(opened(parent, parent=True), "autoregressive", SHOTS, PLACES[:1])
-    for name, by in found.items():
-        print(name, {shots: f"{100 * statistics.fmean(hits['right']):.1f}%" for shots, hits in by.items()})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "measure", "page", "ask"])
-    parser.add_argument("where", nargs="?", default="runs", help="the folder of runs, or the parent to ask")
+    parser.add_argument("what", choices=["train", "measure", "page"])
+    parser.add_argument("runs", nargs="?", default="runs", type=Path)
     asked = parser.parse_args()
     if asked.what == "train":
-        train(Path(asked.where))
-    elif asked.what == "ask":
-        ask(asked.where)
+        train(asked.runs)
     else:
         if asked.what == "measure":
-            OUT.write_text(json.dumps(measure(Path(asked.where)), indent=1) + "\n")
+            OUT.write_text(json.dumps(measure(asked.runs), indent=1) + "\n")
         PAGE.write_text(refreshed(PAGE.read_text("utf-8"), json.loads(OUT.read_text("utf-8"))), "utf-8")
 
 

@@ -5,8 +5,9 @@
     python benchmarks/instruct.py report RUNS [--out FILE.json]
 
 `policies`: `pocket` on the data `simple`, equal canvas positions each, then asked held-out instructions on canvases of several
-lengths, beside those of training. `models`: the preset `instruct` and `pocket-ar` fine-tuned on the same rows, each at the best
-of its learning rates. Policies and rates are chosen on other held-out instructions than those that the models are measured on.
+lengths, beside those of training. `models`: the preset `instruct`, and `pocket-ar` fine-tuned on the same rows at the best of
+its learning rates. Policies and rates are chosen on other held-out instructions than those that the models are measured on.
+`tiny`: that preset on a file of "say: " and three words.
 Every run is one of `diffulm sft`, every measurement a file beside the runs: what is finished is not done again.
 """
 
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -47,8 +49,16 @@ CANVASES, CANVAS = (16, 48, 96), 32
 SURE = {
     "threshold": 0.95
 }  # of policies: what the model is so sure of is revealed at once, which takes a third of the time
-RATES = {"pocket": (1e-3, 2e-3), "pocket-ar": (1e-3, 2e-3)}
-RATE_TOKENS = "300K"
+RATES = {"pocket": (1.5e-3,), "pocket-ar": (1e-3, 2e-3)}
+RATE_TOKENS = "150K"
+# Not the words of `simple`, nor such as Python is full of: most are several tokens.
+OTHERS: list[str] = """
+    apple beach bread bridge button candle castle chair cloud dragon dream flower forest garden green happy horse island
+    kitten light mirror monkey music ocean orange paper pencil pepper planet purple queen rabbit river rocket silver snake
+    spider stone summer table tiger train turtle window winter yellow
+""".split()
+TINY = {"tiny, 2000 rows": 2000, "tiny, 300 rows": 300}
+HELD = 200  # rows of it
 VALIDATED = 20  # instructions of each kind; half of them on the shortest and longest canvas
 BINS = ((1, 2), (3, 6), (7, 12), (13, 30))
 """Tokens of an answer, its end included."""
@@ -67,27 +77,38 @@ class Bench:
         self.runs = Path(runs)
         self.test = list(simple.instructions("test"))
         self.validation = unlike(self.test)
+        self.spoken = [("say", said(words)) for words in triples(HELD, "test")]
 
     def train(self, name: str, settings: dict[str, Any]) -> None:
         out, began = self.runs / named(name), time.monotonic()
         if not (out / "report.json").exists():
             settings = {"model": "pocket", **FEW, **settings}
+            if name in TINY:
+                settings["data"] = str(self.written(TINY[name]))
             if settings["model"] == "pocket-block":
                 settings["model"] = str(self.runs.parent / "pocket-block")
             sft(settings.pop("preset"), out=str(out), **settings)
             print(f"{time.monotonic() - began:6.0f} s: {name}", file=sys.stderr, flush=True)
 
     def measure(self, name: str, canvas: int) -> None:
-        """What a run's model answers, kept beside the runs: for the models all of the test part, else other instructions."""
-        file, folder, test = self.file(name, canvas), self.runs / named(name), name.startswith("model")
+        """What a run's model answers, kept beside the runs: for the models to all of the test part."""
+        file, folder = self.file(name, canvas), self.runs / named(name)
         if file.exists() or not (folder / "report.json").exists():
             return
         began = time.monotonic()
         others = self.validation if canvas in (CANVAS, CANVASES[1]) else self.validation[::2]
-        found = answers(folder, self.test if test else others, canvas, {} if test else SURE)
+        asked = self.test if name.startswith("model") else self.spoken if name in TINY else others
+        found = answers(folder, asked, canvas, SURE if asked is others else {})
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found))
         print(f"{time.monotonic() - began:6.0f} s: {name}, canvas of {canvas}", file=sys.stderr, flush=True)
+
+    def written(self, rows: int) -> Path:
+        """A file of so many rows, and none that is asked."""
+        file = self.runs / f"say-{rows}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(said(words)) + "\n" for words in triples(rows, "train")))
+        return file
 
     def answers(self, name: str, canvas: int) -> list[Answer]:
         """What `measure` has found; [] where it has not."""
@@ -99,6 +120,8 @@ class Bench:
 
     def rate(self, model: str) -> float | None:
         """The learning rate of the most right answers; None while one of them is not measured."""
+        if len(RATES[model]) == 1:
+            return RATES[model][0]
         found = {rate: self.answers(f"rate, {model}, {rate:g}", CANVAS) for rate in RATES[model]}
         return max(found, key=lambda rate: right(found[rate])) if all(found.values()) else None
 
@@ -109,12 +132,27 @@ def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
     found = {f"policy, {name}": (POLICY | settings, CANVASES) for name, settings in POLICIES.items()}
     for model, rates in RATES.items():
         common = {"preset": "instruct"} | (AR if model == "pocket-ar" else {})
-        for rate in rates:
+        for rate in rates if len(rates) > 1 else ():
             found[f"rate, {model}, {rate:g}"] = common | {"tokens": RATE_TOKENS, "learning_rate": rate}, (CANVAS,)
         best = bench.rate(model)
         if best is not None:
             found[f"model, {model}"] = common | {"learning_rate": best}, (CANVAS,)
+    return found | {name: ({"preset": "tiny"}, (CANVAS,)) for name in TINY}
+
+
+def triples(count: int, part: simple.Part) -> list[list[str]]:
+    """So many times three words, those of the test part never in the other."""
+    random, found = Random(part), list[list[str]]()
+    while len(found) < count:
+        words = random.sample(OTHERS, 3)
+        if simple.held_out(words) == (part == "test") and words not in found:
+            found.append(words)
     return found
+
+
+def said(words: list[str]) -> simple.Row:
+    text = " ".join(words)
+    return {"messages": [{"role": "user", "content": f"say: {text}"}, {"role": "assistant", "content": text}]}
 
 
 def unlike(test: list[tuple[str, simple.Row]]) -> list[tuple[str, simple.Row]]:
@@ -204,12 +242,14 @@ def report(bench: Bench) -> dict[str, Any]:
     rates = {
         model: {rate: figures(bench.answers(f"rate, {model}, {rate:g}", CANVAS)).get("right") for rate in some}
         for model, some in RATES.items()
+        if len(some) > 1
     }
     found = {model: bench.answers(f"model, {model}", CANVAS) for model in RATES}
     return conditions(torch.get_num_threads()) | {
         "policies": policies,
         "rates": rates,
         "models": {model: {"learning_rate": bench.rate(model)} | figures(some) for model, some in found.items()},
+        "tiny": {name: figures(bench.answers(name, CANVAS)) for name in TINY},
         "against the parent": mcnemar(*found.values()) if all(found.values()) else None,
     }
 

@@ -18,6 +18,7 @@ import diffulm
 from diffulm.cli import _talk
 from diffulm.cli._answer import Answer
 from diffulm.data.conversations import messages_of
+from diffulm.dialogue import Dialogue
 from forks import Forks, open_terminal, read_terminal
 from screens import Screen
 
@@ -391,6 +392,17 @@ def test_commands_and_mistakes(terminal, tmp_path):
     assert chat.end("/quit\n") == 0
 
 
+def test_what_is_left_out_is_said_whenever_it_is_more(lm, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    out = io.StringIO()
+    talk = _talk.Terminal(Dialogue(lm, {"length": 2}), "pocket", out)
+    while talk.talk.left_out < 2:
+        assert not talk.obeys("for i in range(10): " * 6)
+    said = re.findall(r"\(left out: .*\)", out.getvalue())
+    context = "the model's context holds 256 tokens"
+    assert said == [f"(left out: the oldest {which}; {context})" for which in ("turn", "2 turns")]
+
+
 def test_ctrl_c_stops_an_answer_and_nothing_else(terminal):
     chat = terminal("pocket", "--length", "100", "--sampler", "left_to_right", columns=100)
     chat.type("class Stack:\n")
@@ -405,7 +417,7 @@ def test_ctrl_c_stops_an_answer_and_nothing_else(terminal):
     time.sleep(1.2 * _talk.TWICE)  # else it might be taken for the same
     chat.type("half a line\x03")
     chat.until(lambda: "(Ctrl-D or /quit ends)" in chat.screen.text and chat.asks())
-    assert chat.say("/history") == ["> class Stack:", *answer]
+    assert chat.say("/history") == ["> class Stack:", *"\n".join(answer).rstrip().split("\n")]
     chat.child.kill(signal.SIGTERM)
     assert chat.child.wait() == 143
 

@@ -131,9 +131,14 @@ def test_the_oldest_turns_are_left_out(talking, lm):
         before = talk.left_out
     assert before > 5
     assert len(talk.turns) == 12, "they are not forgotten"
+    talk.set("length", 60)
+    talk.say("one more")
+    assert talk.left_out > before
     talk.set("length", 5)
     talk.say("again")
-    assert len(fake.asked[-1]) > len(fake.asked[-2]), "shorter answers leave more room"
+    Dialogue(fake, {"length": 5}, "sys", talk.turns[:-1]).say("again")
+    assert fake.asked[-1] == fake.asked[-2], "shorter answers leave more room"
+    assert len(fake.asked[-1]) > len(fake.asked[-3])
 
 
 def test_a_long_message_gets_what_room_there_is(talking):
@@ -351,6 +356,21 @@ def test_an_edit_changes_nothing_but_the_part_that_is_named(lm, start, count, fr
     assert len(text) >= len(left) + len(right)
     assert not free or text != " ".join(words), "there was another way"
     assert talk.turns == [("earlier", "one"), ("q", text)]
+
+
+def test_an_edit_of_free_length_is_another_text(lm):
+    talk = Dialogue(lm, turns=[("q", "def close(self): pass")])
+    best = talk.edit(["def ", Hole(1, 2), "(self): pass"]).text
+    assert talk.edit(["def ", Hole(1, 2), "(self): pass"]).text not in (best, "def close(self): pass")
+
+
+def test_an_edit_of_a_long_answer_leaves_out_old_turns_for_itself_alone(lm, filled):
+    talk = Dialogue(lm, {"length": 4}, turns=[("for i in range(10): " * 4, "x = 1")] * 3 + [("q", "a = 1")])
+    talk.edit(["x = 1\n" * 35, Hole(1)])
+    (made, _), template = filled[0], template_of(lm.tokenizer)
+    answer = len(made.ids) - made.spans[0].start
+    assert len(made.ids) <= 256 < 1 + len(template.opening(talk.messages[:-1])) + answer
+    assert talk.left_out == 0
 
 
 def test_an_edit_that_cannot_be_changes_nothing(lm):

@@ -1,5 +1,6 @@
 """Forms: what is fixed stays, what is filled is of its kind, and JSON parses, whatever the model says."""
 
+import copy
 import datetime
 import enum
 import itertools
@@ -160,6 +161,41 @@ def test_a_model_that_pydantic_knows_is_filled_as_it_says():
         Person.model_validate_json(form.text, strict=True)
 
 
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_a_character_may_take_several_tokens(make):
+    """Texts that no vocabulary here has whole, chosen and drawn."""
+    words = make()
+    assert len(words.encode("日", add_special_tokens=False)) >= 3
+    form = tiny(make).fill(
+        {"a": Literal["日本", "ふじ"], "b": Hole(pattern="[日本語]{2}"), "c": Hole(6, pattern="[語]{2}")}
+    )
+    assert (
+        form.value["a"] in ("日本", "ふじ")
+        and re.fullmatch("[日本語]{2}", form.value["b"])
+        and form.value["c"] == "語語"
+    )
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_the_bytes_of_tokens_are_what_they_decode_to(make):
+    words = make()
+    texts = constraints.token_texts(words)
+    found = constraints.token_bytes(words, texts)
+    assert all(raw.decode() == text for raw, text in zip(found, texts, strict=True) if text)
+    ids = words.encode("日本 é x", add_special_tokens=False)
+    assert b"".join(found[token] for token in ids).decode().strip() == "日本 é x"
+    assert not any(found[token] for token in words.all_special_ids)
+    assert {raw for raw in found if len(raw) == 1} >= {bytes([byte]) for byte in range(128, 192)}
+
+
+def test_a_tokenizer_without_eos_will_do():
+    lm = tiny(byte_level)
+    words = copy.deepcopy(lm.tokenizer)
+    words.eos_token = None
+    template = {"a": str, "b": Hole(3), "c": list[int]}
+    assert fits(template, diffulm.lm.DiffusionLM(lm.denoiser, words).fill(template, temperature=2.0, length=5).value)
+
+
 # What ends a hole, on a model that is known: tokens a, b, c, (, ) and EOS; it says abc, whatever it is asked
 
 A, B, C, LEFT, RIGHT, EOS, MASK = range(7)
@@ -190,6 +226,44 @@ def test_a_hole_ends_where_the_model_puts_what_follows_it_and_its_other_places_a
     assert filled.tolist() == [[LEFT, A, B, C, *[EOS] * (size - 3), RIGHT, A]]
     assert int(forwards) == len(shown) == (3 if size == 3 else 4)  # the places left over cost nothing
     assert all(EOS not in row for row in shown)
+
+
+def filled(pattern: str, size: int, says: dict[int, int], sure: list[float], ordered: bool = True, **options):
+    """(the texts of a hole of `size` places in the middle, in the order in which they stood there, the frames)"""
+    frames = []
+    ids = torch.tensor([[LEFT, *[MASK] * size, RIGHT]])
+    one = machine(pattern)
+    gap = Gap(1, 1 + size, one.padded(EOS) if ordered else one, EOS, RIGHT, ordered)
+    run = Run([[gap]], MASK, by_name("confidence"))
+
+    def model(ids, where, present):
+        at = where.nonzero()[:, 1]
+        logits = torch.zeros(len(at), 7)
+        for row, place in enumerate(at.tolist()):
+            logits[row, says[place]] = sure[place - 1]
+        return logits
+
+    sample(
+        run.around(model), ids, ids != MASK, torch.ones_like(ids).bool(), mask_token_id=MASK, seeds=[0],
+        sampler=run.order, callback=lambda frame: frames.append(frame.ids[0, 1:-1].tolist()), **options,
+    )  # fmt: skip
+    return frames
+
+
+def test_what_follows_a_hole_ends_it_even_if_it_might_stand_in_it():
+    says = {1: A, 2: RIGHT, 3: B, 4: B}
+    assert filled("[abc)]+", 4, says, [9.0] * 4)[-1] == [A, EOS, EOS, EOS]
+
+
+def test_a_hole_of_unknown_length_is_filled_from_the_left_one_of_a_known_length_where_the_model_is_sure():
+    says = {1: A, 2: B, 3: C}
+    assert filled("[abc]+", 3, says, [1.0, 2.0, 3.0])[1] == [A, MASK, MASK]
+    assert filled("[abc]+", 3, says, [1.0, 2.0, 3.0], ordered=False)[1] == [MASK, MASK, C]
+
+
+def test_of_tokens_revealed_at_once_those_stand_that_go_together():
+    frames = filled("ab|ba|cc", 2, {1: A, 2: A}, [3.0, 3.0], ordered=False, steps=1)
+    assert frames[1:] == [[A, B]]  # what is left is certain then, and costs nothing
 
 
 def test_what_a_closed_hole_leaves_over_is_not_shown_and_rows_do_not_mix():
@@ -251,6 +325,12 @@ def test_plain_text_is_filled_too(pocket):
         form.value is None and form.fills[0] == "close" and form.fills[1] in ("yes", "no") and form.fills[2].isdigit()
     )
     assert form.text == f"def close(self): self.file.close()\n# {form.fills[1]} {form.fills[2]}\n"
+
+
+def test_a_hole_in_text_stays_within_its_line_unless_it_has_one_for_itself():
+    blanks = skeleton("# <hole>\n\n<hole>\n<hole>.\n<hole:1-9>").parts[1::2]
+    assert [bool(re.fullmatch(one.pattern, "a\nb")) for one in blanks] == [False, True, False, True]
+    assert all(re.fullmatch(one.pattern, 'a "b" é') for one in blanks)
 
 
 def test_a_space_before_a_hole_may_be_the_beginning_of_its_token(shared):
@@ -324,8 +404,11 @@ def test_what_is_given_by_a_schema_is_text():
 def test_a_limit_beyond_what_is_counted_holds_by_the_size_of_tokens():
     schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 60}}}
     made = tiny(byte_level).fill(schema, length=20, temperature=5.0, n=8)
-    sizes = [len(one.value["a"]) for one in made.candidates]
-    assert min(sizes) > 0 and 20 < max(sizes) <= 60
+    texts = constraints.token_texts(tiny(byte_level).tokenizer)
+    assert max(map(len, texts)) > 3
+    # 20 tokens of at most 3 characters
+    assert max(len(texts[token]) for one in made.candidates for token in one.ids[3:]) == 3
+    assert all(0 < len(one.value["a"]) <= 60 for one in made.candidates)
 
 
 BAD = {

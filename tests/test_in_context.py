@@ -96,6 +96,15 @@ def test_shots_stand_before_every_choice_of_a_question(tmp_path, tiny, monkeypat
         assert one == replace(bare, texts=tuple((before + context, *rest) for context, *rest in bare.texts))
 
 
+def test_without_shots_no_more_rows_are_read_than_are_asked(tmp_path, tiny):
+    (tmp_path / "siqa.jsonl").write_text(json.dumps(SIQA[0]) + "\nnot a row\n")
+    trial = Trial(tiny, data=tmp_path, limit=1)
+    assert [cell.count for cell in choices.run(trial) if cell.task == "siqa"] == [1]
+    assert [
+        "line 2: not JSON" in cell.note for cell in choices.run(replace(trial, shots=1)) if cell.task == "siqa"
+    ] == [True]
+
+
 def test_as_many_shots_as_leave_room_for_the_longest_choice(tiny):
     rows = [{"context": "w3", "continuation": " w4"}] * 9  # two words each; BOS and 61 positions
     for length, longest, count in ((0, 45, 9), (0, 46, 8), (1, 45, 8), (44, 2, 8), (0, 61, 1), (0, 62, 0)):

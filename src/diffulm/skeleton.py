@@ -24,7 +24,7 @@ TYPES = {
 }  # fmt: skip
 _MARK = re.compile(r"<hole(?::([^<>]*))?>")
 _STRING_OR_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|<hole(?::[^<>]*)?>', re.DOTALL)
-_ANYTHING = r"[^\x00-\x08]+"
+_LINE, _LINES = r"[^\x00-\x08\n\r]+", r"[^\x00-\x08]+"
 _IS_SCHEMA = {"type", "properties", "anyOf", "enum", "const", "$ref", "$schema"}
 
 
@@ -101,9 +101,13 @@ def _marked(text: str) -> Iterator[Part]:
 
 
 def _mark(mark: re.Match[str], within: bool, plain: bool = False) -> Blank:
-    """What <hole>, <hole:int>, <hole:a|b>, <hole:8> and <hole:1-8> are, within a string or text, or as a value."""
+    """What <hole>, <hole:int>, <hole:a|b>, <hole:8> and <hole:1-8> are, within a string or text, or as a value.
+
+    In plain text a hole stays within its line, unless it has the line for itself.
+    """
     asked = (mark[1] or "").strip()
-    text = Blank(_ANYTHING) if plain else schema.blank({"type": "string"})
+    alone = mark.string[: mark.start()][-1:] in ("", "\n") and mark.string[mark.end() :][:1] in ("", "\n", "\r")
+    text = Blank(_LINES if alone else _LINE) if plain else schema.blank({"type": "string"})
     if numbers := re.fullmatch(r"(1-)?0*([1-9][0-9]{0,8})", asked):
         return replace(text, longest=int(numbers[2]), exact=numbers[1] is None)
     if "|" in asked:

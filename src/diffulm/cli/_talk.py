@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from diffulm.cli import _common, _process
 from diffulm.cli._answer import KEPT, SHOW, Answer
@@ -18,6 +19,7 @@ from diffulm.watch import escaped
 
 if TYPE_CHECKING:
     from diffulm.dialogue import Dialogue
+    from diffulm.lm import Generation
 
 SETTINGS = ("steps", "length", "seed", "temperature", "sampler")
 NAMES = ("system", "retry", "edit", *SETTINGS, "history", "save", "new", "help", "quit")
@@ -79,7 +81,7 @@ class Terminal:
     def obeys(self, line: str) -> bool:
         """Whether it was the last line."""
         if line.startswith("//") or not line.startswith("/"):
-            self.answers(line.removeprefix("/"), self.talk.say)
+            self.answers(partial(self.talk.say, line.removeprefix("/")))
             return False
         name, _, rest = line[1:].strip().partition(" ")
         rest = rest.strip()
@@ -93,23 +95,23 @@ class Terminal:
             getattr(self, name)(rest)
         return name == "quit"
 
-    def answers(self, *asked: Any) -> None:
-        """asked: a function of `Dialogue` that answers, after what it is given."""
-        *given, ask = asked
+    def answers(self, ask: Callable[..., Generation]) -> None:
+        turns = len(self.talk.turns)
         with Answer(self.out, self.live) as answer:
             try:
                 with _common.only_result():
-                    made = ask(*given, watch=answer.draw, on_text=answer.add)
+                    made = ask(watch=answer.draw, on_text=answer.add)
             except KeyboardInterrupt:
-                answer.end(self.talk.answer if given else "")
-                self.stopped("" if given else ": the answer before it stays")
+                kept = len(self.talk.turns) > turns
+                answer.end(self.talk.answer if kept else "")
+                self.stopped("" if kept else ": what was said before stays")
                 return
             answer.end(made.completion)
         if not made.completion.strip():
             self.note("that was an empty answer")
         if self.talk.left_out > self.left_out:
-            turns = f"{self.talk.left_out} turns" if self.talk.left_out > 1 else "turn"
-            self.note(f"the oldest {turns} no longer fit the model's context of {self.talk.context}: left out")
+            oldest = f"{self.talk.left_out} turns" if self.talk.left_out > 1 else "turn"
+            self.note(f"left out: the oldest {oldest}; the model's context holds {self.talk.context} tokens")
         self.left_out = self.talk.left_out
 
     def stopped(self, what: str) -> None:

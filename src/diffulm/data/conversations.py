@@ -11,9 +11,11 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from diffulm import randomness
@@ -29,6 +31,7 @@ FIXED, REPLY, PADDING = 0, 1, 2
 MADE: dict[str, simple.Part] = {"simple": "train", "simple:test": "test"}
 """Data that every user has, by name."""
 OPEN_ROWS = 64  # rows that are filled at the same time, so that short examples find the gaps of long ones
+_TOGETHER = 1024
 _LAYOUT = 1  # raise when the same data would be laid out otherwise
 _PADDING, _CUT, _WHERE = (randomness.key(name) for name in ("padding of a reply", "cut of a reply", "place of a cut"))
 
@@ -166,7 +169,7 @@ def _read(name: str, pick: Callable[[dict[str, Any]], Any], skips: Skips | None)
         return
     for source in sources(name):
         for number, found in enumerate(read(source, skips, pick), 1):
-            yield found, f"{source}, conversation {number}"
+            yield found, f"{Path(source).name}, conversation {number}"
 
 
 def _check_fit(found: list[Example], length: int) -> None:
@@ -195,16 +198,27 @@ def laid(one: Example, number: int, shape: Shape, pad: int) -> tuple[list[int], 
     to the end of the block; `none`. A share `truncation` of the examples ends within the reply, at any place alike.
     """
     reply, room = one.reply, shape.length - len(one.opening)
-    if float(randomness.uniform(shape.seed, _CUT, number)) < shape.truncation and len(reply) > 1:
-        reply = reply[: 1 + int(randomness.uniform(shape.seed, _WHERE, number) * (len(reply) - 1))]
+    if _drawn(shape.seed, _CUT, number) < shape.truncation and len(reply) > 1:
+        reply = reply[: 1 + int(_drawn(shape.seed, _WHERE, number) * (len(reply) - 1))]
         padding = 0
     else:
-        drawn = int(randomness.uniform(shape.seed, _PADDING, number) * (shape.padding_tokens + 1))
+        drawn = int(_drawn(shape.seed, _PADDING, number) * (shape.padding_tokens + 1))
         to_block = -(len(one.opening) + len(reply)) % shape.align
         padding = {"full": room, "random": drawn, "block": to_block, "none": 0}[shape.padding]
         padding = min(padding, room - len(reply))
     ids = [*one.opening, *reply, *[pad] * padding]
     return ids, [FIXED] * len(one.opening) + [REPLY] * len(reply) + [PADDING] * padding
+
+
+def _drawn(seed: int, what: int, number: int) -> float:
+    return _drawn_together(seed, what, number // _TOGETHER)[number % _TOGETHER]
+
+
+@lru_cache(maxsize=3)
+def _drawn_together(seed: int, what: int, part: int) -> list[float]:
+    """Uniforms of so many examples: one by one they would take longer than all the rest."""
+    first = part * _TOGETHER
+    return randomness.uniform(seed, what, torch.arange(first, first + _TOGETHER)).tolist()
 
 
 @dataclass

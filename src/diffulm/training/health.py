@@ -213,6 +213,8 @@ def learning_rate(run: Run) -> str | None:
         return None
     before, now = (look[run.held_out] for look in run.looks[-2:])
     falling = now < before - (run.unigram - run.untaught)
+    if run.tuning:  # few tokens, at a low rate: slow, but nothing is forgotten
+        falling = now < min(look[run.held_out] for look in run.looks[:-1]) - SAME
     lost = (run.loss if run.in_nats else now) > run.untaught
     if lost and now > run.untaught and not falling:
         return (
@@ -242,7 +244,8 @@ def replies(run: Run) -> str | None:
     held-out prompts are nothing else; or it was never shown enough of them, and most replies do not end. No reply of the
     data is empty, and as many positions are offered as the longest one takes."""
     now = run.looks[-1]
-    if "eval_empty" not in now or not run.open or len(run.looks) < 3:
+    learnt = now[run.held_out] < run.untaught  # before that nothing can be expected
+    if "eval_empty" not in now or not run.open or len(run.looks) < 3 or not learnt:
         return None
     why = few = "too few tokens of training"
     if now["eval_empty"] > 1 / 2:
@@ -250,8 +253,7 @@ def replies(run: Run) -> str | None:
             why = "padding that outweighs the replies: take padding=random, fewer padding_tokens, a lower padding_weight, or "
             why += "truncation=0.2"
         return f"{now['eval_empty']:.0%} of the replies to held-out prompts are empty: EOS collapse; usually {why}"
-    learnt = now[run.held_out] < run.untaught  # before that nothing can be expected
-    if learnt and now["eval_ended"] < 1 / 2 and run.config.get("too_long") != "cut":
+    if now["eval_ended"] < 1 / 2 and run.config.get("too_long") != "cut":
         if not run.autoregressive:
             why = f"padding=none (take random), much truncation, or {few}"
         return f"{1 - now['eval_ended']:.0%} of the replies to held-out prompts do not end; usually {why}"
