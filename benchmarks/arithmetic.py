@@ -26,18 +26,20 @@ from curves import rounded
 from pairs import conditions
 
 import diffulm
+from diffulm import chat
 from diffulm.bounds import student
 from diffulm.evaluation.cells import NORMAL_95
 from diffulm.evaluation.subject import opened
 from diffulm.evaluation.suite import gsm8k
 from diffulm.evaluation.trial import Trial
+from diffulm.scoring import Request, scores
 
 LENGTH, WIDTH, LAYERS = 72, 64, 4
 CORPUS, TRAIN, VALID, TEST = 100_000, 2000, 200, 400
-PARENT_TOKENS, ADAPT_TOKENS, TOKENS = "2M", "2M", "800K"
+PARENT_TOKENS, ADAPT_TOKENS, TOKENS = "2M", "3M", "800K"
 SEEDS = (0, 1, 2)
 AR = {"objective": "autoregressive", "annealing": "none"}
-PRETRAINED = {"length": LENGTH, "global_batch": 24, "eval_every": "50%", "save_seconds": 60}
+PRETRAINED = {"length": LENGTH, "eval_every": "50%", "save_seconds": 60}
 TUNED = {"length": LENGTH, "global_batch": 16, "warmup_steps": "5%", "precision": "float32"}
 EVALUATED = {"eval_every": "100%", "eval_rows": 16, "eval_answers": 0}
 ANNEALED = {"annealing": "bernoulli", "anneal_steps": "35%"}
@@ -53,7 +55,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "AR parent, trained on": ("control", AR),
 }
 RATES = (1e-3, 3e-3, 8e-3)
+LIKE: dict[str, str] = dict.fromkeys(
+    ("in one run, no shift", "in one run, no annealing", "from scratch"), "in one run"
+)  # whose rate they take
 STEPS, MOST = (1, 2, 4, 8, 16, 32, 64), 64
+ANSWERS, DRAWS = 200, 32  # of the bound
 KEPT = "accuracy.json"
 
 
@@ -79,9 +85,9 @@ def pretrain(runs: Path, name: str) -> None:
     settings: dict[str, Any] = {**PRETRAINED, "data": str(data / "corpus.jsonl"), "out": str(runs / name)}
     if name == "parent":
         settings |= {**AR, "model": str(data / "untrained"), "scratch": True, "learning_rate": 4e-3}
-        diffulm.adapt("tiny", tokens=PARENT_TOKENS, **settings)
+        diffulm.adapt("tiny", tokens=PARENT_TOKENS, global_batch=24, **settings)
         return
-    settings |= {"model": str(runs / "parent"), "tokens": ADAPT_TOKENS, "learning_rate": 3e-3}
+    settings |= {"model": str(runs / "parent"), "tokens": ADAPT_TOKENS, "global_batch": 8}
     diffulm.adapt("tiny", **settings | (AR | {"learning_rate": 1e-3} if name == "control" else {}))
 
 
@@ -103,6 +109,7 @@ def tune(runs: Path, arm: str, rate: float, seed: int) -> None:
 
 def best(runs: Path, arm: str) -> float:
     """The learning rate of the highest accuracy on the valid part, seed 0; of equal ones the lower."""
+    arm = LIKE.get(arm, arm)
     found = {rate: statistics.fmean(hits(runs, arm, rate, SEEDS[0], "valid", MOST)) for rate in RATES}
     print(arm, found, file=sys.stderr, flush=True)
     return max(found, key=lambda rate: (found[rate], -rate))
@@ -121,16 +128,33 @@ def hits(runs: Path, arm: str, rate: float, seed: int, part: str, steps: int) ->
     return kept[key]["items"]
 
 
+def nats(runs: Path, arm: str, rate: float, seed: int) -> list[float]:
+    """What each of the first right answers of the test part costs, its end included, in nats: the AR loss, or the any-order
+    bound; kept beside the run."""
+    file = folder(runs, arm, rate, seed) / "nats.json"
+    if not file.exists():
+        subject = opened(str(file.parent), parent="objective" in ARMS[arm][1])
+        template, bos = chat.template_of(subject.tokenizer), subject.bos
+        requests = []
+        for number, one in enumerate(chains.problems("test", ANSWERS)):
+            before = [*bos, *template.opening([{"role": "user", "content": str(one["question"])}])]
+            ids = [*before, *template.answer(f"{one['chain']} #### {one['answer']}")]
+            requests.append(Request(tuple(ids), len(before), len(ids), number))
+        method = "autoregressive" if subject.autoregressive else "bound"
+        file.write_text(json.dumps([one.nats for one in scores(subject.denoiser, requests, method, DRAWS)]))
+    return json.loads(file.read_text())
+
+
 def train(asked: argparse.Namespace) -> None:
     for name in ("parent", "child", "control"):
         if not asked.only or name in asked.only:
             pretrain(asked.runs, name)
     for arm in ARMS:
         if not asked.only or arm in asked.only:
-            for rate in RATES:
+            for rate in () if arm in LIKE else RATES:
                 tune(asked.runs, arm, rate, SEEDS[0])
             rate = best(asked.runs, arm)
-            for seed in SEEDS[1:]:
+            for seed in SEEDS:
                 tune(asked.runs, arm, rate, seed)
 
 
@@ -165,17 +189,20 @@ def measure(runs: Path) -> dict[str, Any]:
         "arms": {},
     }
     found: dict[str, list[list[float]]] = {}
+    costs: dict[str, list[list[float]]] = {}
     for arm in ARMS:
-        if not all((folder(runs, arm, rate, SEEDS[0]) / "report.json").exists() for rate in RATES):
+        if not all((folder(runs, LIKE.get(arm, arm), rate, SEEDS[0]) / "report.json").exists() for rate in RATES):
             continue
         rate = best(runs, arm)
         seeds = [seed for seed in SEEDS if (folder(runs, arm, rate, seed) / "report.json").exists()]
         if len(seeds) < 2:
             continue
         found[arm] = [hits(runs, arm, rate, seed, "test", MOST) for seed in seeds]
+        costs[arm] = [nats(runs, arm, rate, seed) for seed in seeds]
         told: dict[str, Any] = {"rate": rate, "seeds": [statistics.fmean(one) for one in found[arm]]}
-        told["valid"] = {one: statistics.fmean(hits(runs, arm, one, SEEDS[0], "valid", MOST)) for one in RATES}
-        told["accuracy"] = estimate(found[arm])
+        if arm not in LIKE:
+            told["valid"] = {one: statistics.fmean(hits(runs, arm, one, SEEDS[0], "valid", MOST)) for one in RATES}
+        told |= {"accuracy": estimate(found[arm]), "nats": estimate(costs[arm])}
         told["by reasoning"] = {
             count: estimate([[hit for hit, of in zip(one, steps, strict=True) if of == count] for one in found[arm]])
             for count in chains.STEPS
@@ -183,6 +210,7 @@ def measure(runs: Path) -> dict[str, Any]:
         for other in (PARENT, "in one run"):
             if other in found and arm != other and len(found[other]) == len(found[arm]):
                 told[f"minus {other}"] = estimate(minus(found[arm], found[other]))
+                told[f"nats minus {other}"] = estimate(minus(costs[arm], costs[other]))
                 told[f"McNemar {other}"] = [mcnemar(*pair) for pair in zip(found[arm], found[other], strict=True)]
         if arm in (CHILD, "in one run"):
             told["by decoding"] = {n: estimate([hits(runs, arm, rate, one, "test", n) for one in seeds]) for n in STEPS}
@@ -196,17 +224,17 @@ def percent(found: list[float] | tuple[float, float] | None, sign: str = "") -> 
 
 def tables(report: dict[str, Any]) -> dict[str, str]:
     """Name -> Markdown."""
-    from results_page import table
+    from results_page import plus_minus, table
 
     arms = report["arms"]
     head = ["arm", "learning rate", "test accuracy, %", "each seed", "minus AR parent", "minus in one run"]
-    made = [
-        [
-            name, f"{one['rate']:g}", percent(one["accuracy"]), " ".join(f"{100 * seed:.1f}" for seed in one["seeds"]),
-            percent(one.get(f"minus {PARENT}"), "+"), percent(one.get("minus in one run"), "+"),
-        ]
-        for name, one in arms.items()
-    ]  # fmt: skip
+    made, costs = [], []
+    for name, one in arms.items():
+        seeds = " ".join(f"{100 * seed:.1f}" for seed in one["seeds"])
+        others = [percent(one.get(f"minus {other}"), "+") for other in (PARENT, "in one run")]
+        made.append([name, f"{one['rate']:g}", percent(one["accuracy"]), seeds, *others])
+        beside = plus_minus(one.get("nats minus in one run"), 2, "+") if name != PARENT else ""
+        costs.append([name, plus_minus(one["nats"], 2), beside])
     steps = [[name, *(percent(one) for one in found["by reasoning"].values())] for name, found in arms.items()]
     forwards = [
         [name, *(percent(one) for one in found["by decoding"].values())]
@@ -215,6 +243,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     ]
     return {
         "accuracy": table(head, made),
+        "nats": table(["arm", "nats an answer", "minus in one run"], costs),
         "reasoning": table(["steps of reasoning", *map(str, chains.STEPS)], steps),
         "decoding": table(["decoding steps", *map(str, STEPS)], forwards),
     }

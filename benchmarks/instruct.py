@@ -49,10 +49,10 @@ CANVASES, CANVAS = (16, 48, 96), 32
 SURE = {
     "threshold": 0.95
 }  # of policies: what the model is so sure of is revealed at once, which takes a third of the time
-RATES = {"pocket": (1.5e-3,), "pocket-ar": (1e-3, 2e-3)}
-RATE_TOKENS = "150K"
+RATES = {"pocket": (1.5e-3,), "pocket-ar": (1e-3, 3e-3)}
+RATE_TOKENS = "100K"
 # Not the words of `simple`, nor such as Python is full of: most are several tokens.
-OTHERS: list[str] = """
+OTHERS = """
     apple beach bread bridge button candle castle chair cloud dragon dream flower forest garden green happy horse island
     kitten light mirror monkey music ocean orange paper pencil pepper planet purple queen rabbit river rocket silver snake
     spider stone summer table tiger train turtle window winter yellow
@@ -60,6 +60,7 @@ OTHERS: list[str] = """
 TINY = {"tiny, 2000 rows": 2000, "tiny, 300 rows": 300}
 HELD = 200  # rows of it
 VALIDATED = 20  # instructions of each kind; half of them on the shortest and longest canvas
+ASKED = 600  # of the models
 BINS = ((1, 2), (3, 6), (7, 12), (13, 30))
 """Tokens of an answer, its end included."""
 
@@ -75,8 +76,8 @@ class Bench:
 
     def __init__(self, runs: str) -> None:
         self.runs = Path(runs)
-        self.test = list(simple.instructions("test"))
-        self.validation = unlike(self.test)
+        test = list(simple.instructions("test"))
+        self.test, self.validation = test[:ASKED], unlike(test)
         self.spoken = [("say", said(words)) for words in triples(HELD, "test")]
 
     def train(self, name: str, settings: dict[str, Any]) -> None:
@@ -118,12 +119,17 @@ class Bench:
     def file(self, name: str, canvas: int) -> Path:
         return self.runs / "measured" / f"{named(name)}.{canvas}.json"
 
+    def rates(self, model: str) -> dict[float, float]:
+        """Learning rate -> held-out loss of its short run, as far as they are there."""
+        files = {rate: self.runs / named(f"rate, {model}, {rate:g}") / "report.json" for rate in RATES[model]}
+        return {rate: json.loads(file.read_text())["causal_view"] for rate, file in files.items() if file.exists()}
+
     def rate(self, model: str) -> float | None:
-        """The learning rate of the most right answers; None while one of them is not measured."""
+        """The learning rate of the lowest held-out loss; None while a run of one is missing."""
+        found = self.rates(model)
         if len(RATES[model]) == 1:
             return RATES[model][0]
-        found = {rate: self.answers(f"rate, {model}, {rate:g}", CANVAS) for rate in RATES[model]}
-        return max(found, key=lambda rate: right(found[rate])) if all(found.values()) else None
+        return min(found, key=lambda rate: found[rate]) if len(found) == len(RATES[model]) else None
 
 
 def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
@@ -133,24 +139,25 @@ def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
     for model, rates in RATES.items():
         common = {"preset": "instruct"} | (AR if model == "pocket-ar" else {})
         for rate in rates if len(rates) > 1 else ():
-            found[f"rate, {model}, {rate:g}"] = common | {"tokens": RATE_TOKENS, "learning_rate": rate}, (CANVAS,)
+            short = {"tokens": RATE_TOKENS, "learning_rate": rate, "eval_rows": 64, "eval_answers": 0}
+            found[f"rate, {model}, {rate:g}"] = common | short, ()
         best = bench.rate(model)
         if best is not None:
             found[f"model, {model}"] = common | {"learning_rate": best}, (CANVAS,)
-    return found | {name: ({"preset": "tiny"}, (CANVAS,)) for name in TINY}
+    return found | {name: ({"preset": "tiny", "tokens": "300K"}, (CANVAS,)) for name in TINY}
 
 
 def triples(count: int, part: simple.Part) -> list[list[str]]:
     """So many times three words, those of the test part never in the other."""
     random, found = Random(part), list[list[str]]()
     while len(found) < count:
-        words = random.sample(OTHERS, 3)
+        words: list[str] = random.sample(OTHERS, 3)
         if simple.held_out(words) == (part == "test") and words not in found:
             found.append(words)
     return found
 
 
-def said(words: list[str]) -> simple.Row:
+def said(words: Sequence[str]) -> simple.Row:
     text = " ".join(words)
     return {"messages": [{"role": "user", "content": f"say: {text}"}, {"role": "assistant", "content": text}]}
 
@@ -239,15 +246,10 @@ def report(bench: Bench) -> dict[str, Any]:
     policies = {
         name: {canvas: figures(bench.answers(f"policy, {name}", canvas)) for canvas in CANVASES} for name in POLICIES
     }
-    rates = {
-        model: {rate: figures(bench.answers(f"rate, {model}, {rate:g}", CANVAS)).get("right") for rate in some}
-        for model, some in RATES.items()
-        if len(some) > 1
-    }
     found = {model: bench.answers(f"model, {model}", CANVAS) for model in RATES}
     return conditions(torch.get_num_threads()) | {
         "policies": policies,
-        "rates": rates,
+        "rates": {model: bench.rates(model) for model in RATES},
         "models": {model: {"learning_rate": bench.rate(model)} | figures(some) for model, some in found.items()},
         "tiny": {name: figures(bench.answers(name, CANVAS)) for name in TINY},
         "against the parent": mcnemar(*found.values()) if all(found.values()) else None,

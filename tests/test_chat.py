@@ -19,6 +19,7 @@ from diffulm.cli import _talk
 from diffulm.cli._answer import Answer
 from diffulm.data.conversations import messages_of
 from diffulm.dialogue import Dialogue
+from diffulm.lm import Generation
 from forks import Forks, open_terminal, read_terminal
 from screens import Screen
 
@@ -87,18 +88,22 @@ ODD = "a\u2028b\x85c\rd\x0be"
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["plain", "json"])
 def test_nothing_in_a_reply_ends_its_line(pipe, lm, flags, monkeypatch):
-    made = lm.chat([user("a")], length=1)
-    monkeypatch.setattr(type(lm), "chat", lambda *_, **__: type(made)(ODD, [], 1, 0.0, ODD))
+    monkeypatch.setattr(type(lm), "chat", lambda *_, **__: Generation(ODD, [], 1, 0.0, ODD))
     code, out, _ = pipe(b"a\nb\n", *flags)
     assert (code, len(out.splitlines())) == (0, 2)
     line = out.splitlines()[1]
     assert json.loads(line)["reply"] == ODD if flags else line == r"a\u2028b\x85c\rd\x0be"
 
 
-def test_separate_lines_are_conversations_of_their_own(pipe, lm):
-    _, out, _ = pipe(b"class Stack:\nclass Stack:\n", "--length", "8", "--separate", "--system", "Python")
-    reply = lm.chat([{"role": "system", "content": "Python"}, user("class Stack:")], length=8).completion
-    assert out == 2 * line(reply)
+@pytest.mark.parametrize("separate", [True, False])
+def test_lines_are_one_conversation_or_each_its_own(pipe, lm, separate, monkeypatch):
+    asked = []
+    made = Generation("an answer", [], 1, 0.0, "an answer")
+    monkeypatch.setattr(type(lm), "chat", lambda self, messages, **_: asked.append(messages) or made)
+    pipe(b"one\ntwo\n", "--system", "Python", *(["--separate"] if separate else []))
+    contents = [[message["content"] for message in messages] for messages in asked]
+    assert contents[0] == ["Python", "one"]
+    assert contents[1] == (["Python", "two"] if separate else ["Python", "one", made.completion, "two"])
 
 
 def test_a_line_is_a_message_whatever_it_says(pipe, lm):

@@ -230,3 +230,15 @@ def test_a_row_that_a_template_refuses_is_named(words, tmp_path):
     file.write_text(row % "" + row % '{"role": "system", "content": "x"}, ')
     with bad("a.jsonl, line 2: the chat template cannot render this conversation: no"):
         list(examples(str(file), template(words, "inst"), 0, Shape(64), Counts()))
+
+
+def test_a_template_that_says_nothing_of_an_end_and_one_that_says_nothing_at_all(words, tmp_path):
+    mine = Template(words, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert mine.end == words.eos_token_id and mine.answer("a dog") == [*mine.part("a dog"), mine.end]
+    for role, source in {"user": "{{ messages[1].content }}", "assistant": "{{ messages[0].content }}"}.items():
+        (tmp_path / "mine.jinja").write_text(source)
+        with bad(f"the chat template leaves out what the {role} says; it should have message.content"):
+            template_of(words, str(tmp_path / "mine.jinja"))
+    (tmp_path / "mine.jinja").write_bytes(b"\xff")
+    with bad("mine.jinja: is not UTF-8 text"):
+        template_of(words, str(tmp_path / "mine.jinja"))

@@ -219,7 +219,7 @@ def test_a_hole_ends_where_the_model_puts_what_follows_it_and_its_other_places_a
 
     ids = torch.tensor([[LEFT, *[MASK] * size, RIGHT, A]])
     fixed = ids != MASK
-    run = Run([[Gap(1, 1 + size, machine("[abc]+").padded(EOS), EOS, RIGHT, True)]], MASK, by_name("confidence"))
+    run = Run([[Gap(1, 1 + size, machine("[abc]+").padded(EOS), EOS, (RIGHT, EOS), True)]], MASK, by_name("confidence"))
     filled, forwards = sample(
         run.around(says), ids, fixed, torch.ones_like(fixed), mask_token_id=MASK, seeds=[0], sampler=run.order
     )
@@ -233,7 +233,7 @@ def filled(pattern: str, size: int, says: dict[int, int], sure: list[float], ord
     frames = []
     ids = torch.tensor([[LEFT, *[MASK] * size, RIGHT]])
     one = machine(pattern)
-    gap = Gap(1, 1 + size, one.padded(EOS) if ordered else one, EOS, RIGHT, ordered)
+    gap = Gap(1, 1 + size, one.padded(EOS) if ordered else one, EOS, (RIGHT, EOS), ordered)
     run = Run([[gap]], MASK, by_name("confidence"))
 
     def model(ids, where, present):
@@ -255,6 +255,14 @@ def test_what_follows_a_hole_ends_it_even_if_it_might_stand_in_it():
     assert filled("[abc)]+", 4, says, [9.0] * 4)[-1] == [A, EOS, EOS, EOS]
 
 
+def test_what_ends_a_text_ends_a_hole_and_its_probability_counts_with_that_of_what_follows():
+    says = {1: A, 2: EOS, 3: B, 4: B}
+    assert filled("[abc]+", 4, says, [9.0] * 4)[-1] == [A, EOS, EOS, EOS]
+    # two tokens of logit 0 that end it are as good as one of logit log 2
+    assert filled("[abc]+", 4, {1: A, 2: B, 3: C, 4: C}, [9.0, 0.6, 9.0, 9.0])[-1] == [A, EOS, EOS, EOS]
+    assert filled("[abc]+", 4, {1: A, 2: B, 3: C, 4: C}, [9.0, 0.8, 9.0, 9.0])[-1] == [A, B, C, C]
+
+
 def test_a_hole_of_unknown_length_is_filled_from_the_left_one_of_a_known_length_where_the_model_is_sure():
     says = {1: A, 2: B, 3: C}
     assert filled("[abc]+", 3, says, [1.0, 2.0, 3.0])[1] == [A, MASK, MASK]
@@ -273,7 +281,10 @@ def test_what_a_closed_hole_leaves_over_is_not_shown_and_rows_do_not_mix():
         seen.append([row[there].tolist() for row, there in zip(ids, present, strict=True)])
         return torch.arange(7.0).expand(int(where.sum()), 7) + torch.arange(int(where.sum()))[:, None]
 
-    gaps = [[Gap(1, 4, machine("a+").padded(EOS), EOS, RIGHT, True)], [Gap(0, 2, machine("b+"), EOS, RIGHT, False)]]
+    gaps = [
+        [Gap(1, 4, machine("a+").padded(EOS), EOS, (RIGHT, EOS), True)],
+        [Gap(0, 2, machine("b+"), EOS, (RIGHT, EOS), False)],
+    ]
     ids = torch.tensor([[LEFT, A, EOS, EOS, RIGHT, C], [B, MASK, C, 0, 0, 0]])
     present = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
     where = ids == MASK

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,48 @@ def test_verdicts():
 )
 def test_where_a_rule_begins(bounds, last, config, rule):
     assert list(verdict(*bounds, config=config, **last).warnings) == ([] if rule is None else [rule])
+
+
+REPLIES = {"eval_empty": 0.1, "eval_ended": 0.9}
+TUNING = {"eval_rows": 64, "too_long": "drop"}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "replies", "config", "said"),
+    [
+        ((4.0, 3.5), {}, {}, None),
+        ((4.0, 3.5), {"eval_empty": 0.6}, {}, "60% of the replies .* are empty: EOS collapse; .* fewer padding_tokens"),
+        ((4.0, 3.5), {"eval_empty": 0.5}, {}, None),
+        ((4.0, 3.5), {"eval_ended": 0.2}, {}, "80% of the replies .* do not end; usually padding=none"),
+        ((4.0, 3.5), {"eval_ended": 0.2}, {"too_long": "cut"}, None),  # so were those that it learnt from
+        ((7.0, 6.0), {"eval_empty": 1.0, "eval_ended": 0.0}, {}, None),  # nothing learnt yet
+        ((4.0,), {"eval_empty": 1.0}, {}, None),
+    ],
+)
+def test_replies_that_are_empty_or_never_end(bounds, replies, config, said):
+    found = verdict(*bounds, config=TUNING | config, **REPLIES | replies).warnings
+    assert list(found) == ([] if said is None else ["replies"])
+    assert said is None or re.search(said, found["replies"])
+
+
+def test_replies_of_an_ar_model():
+    rows = rows_of(4.0, 3.5, **REPLIES | {"eval_empty": 0.9})
+    rows = [{key.replace("bound", "ar"): value for key, value in row.items()} for row in rows]
+    found = health.examine(rows, TUNING | {"objective": "autoregressive"}).warnings
+    assert list(found) == ["replies"] and "padding" not in found["replies"] and "too few tokens" in found["replies"]
+
+
+def test_rules_for_text_are_silent_on_replies():
+    """Their words may be few, and new to the parent; few tokens at a low rate teach slowly."""
+    for parent, rule in ((6.0, "labels"), (2.0, "learning_rate")):
+        slow = [FIRST | {"eval_parent": parent}, *rows_of(5.6, 5.5, 5.4, **REPLIES)[1:]]
+        assert list(health.examine(slow, {"objective": "bound"}).warnings) == [rule]
+        found = health.examine(slow, {"objective": "bound"} | TUNING)
+        assert found.warnings == {} and found.line.startswith("too early to say: the bound, 5.40, has not come below")
+    lost = rows_of(5.6, 5.5, 5.5, **REPLIES)
+    assert list(health.examine(lost, {"objective": "bound"} | TUNING).warnings) == ["learning_rate"]
+    fine = verdict(4.0, 3.5, config=TUNING | {"scratch": True}, **REPLIES).line
+    assert fine == "healthy: bound 8.00 -> 3.50; 10% of its replies are empty, 90% end"
 
 
 def test_before_the_last_stage_held_out_figures_do_not_count():

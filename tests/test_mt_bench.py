@@ -159,6 +159,18 @@ def test_how_the_prompts_are_asked(folder):
     assert (first["steps"], first["keys"], second["keys"]) == (7, ["mt_bench 81 1"], ["mt_bench 81 2"])
 
 
+def test_a_prompt_that_just_fits_is_asked(folder):
+    def talk(words: int) -> list[chat.Message]:
+        return [{"role": "user", "content": "w9 " * words}]
+
+    fake, template = Fake(), chat.template_of(tokenizer())
+    most = fake.context - len(fake.bos) - 47 - (len(template.opening(talk(1))) - 1)
+    trial = Trial(fake, data=folder)  # pyright: ignore[reportArgumentType]
+    found = mt_bench.asked(trial, template, [talk(most), talk(most + 1)], ["1", "2"])
+    assert [one.text for one in found] == ["But w4", None]
+    assert len(fake.calls[0]["prompts"][0]) + len(fake.bos) + 47 == fake.context
+
+
 def test_an_interrupted_run_goes_on_with_the_same_answers(folder, tmp_path):
     kept = tmp_path / "journal.jsonl"
     once = mt_bench.run(Trial(Fake(), data=folder, journal=Journal(kept)))  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ from diffulm.denoiser.quiet import quietly
 from diffulm.errors import BadInput
 from diffulm.recipes.adapt import AdaptConfig
 from diffulm.recipes.config import resolve
+from diffulm.recipes.sft import SftConfig
 from models import build, tokenizer
 
 HUGE = str(10**30)
@@ -83,7 +84,7 @@ def test_a_number_out_of_range_is_one_line(verb, flag, plain, tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["plain"]
 
 
-# -- every setting of `adapt`
+# -- every setting of `adapt` and `sft`
 
 HOSTILE = ("", "nan", "inf", "-1", "1e400", HUGE, "9" * 5000, "[1, [2]]", "[", "null", "maybe", "a\0b", "{}")
 # What is no bound to anything: a checkpoint after 10^30 seconds is none, gradients are then not clipped.
@@ -94,15 +95,20 @@ def kinds_of(annotation: Any) -> set[Any]:
     return {annotation}.union(*map(kinds_of, get_args(annotation)))
 
 
-@pytest.mark.parametrize("key", AdaptConfig.model_fields)
-def test_a_setting_of_a_wrong_kind_is_one_line(key, tmp_path, monkeypatch, capsys):
+SETTINGS = [("adapt", AdaptConfig, key) for key in AdaptConfig.model_fields]
+SETTINGS += [("sft", SftConfig, key) for key in SftConfig.model_fields if key not in AdaptConfig.model_fields]
+SETTINGS += [("sft", SftConfig, "tokens")]
+
+
+@pytest.mark.parametrize(("verb", "model", "key"), SETTINGS, ids=lambda word: word if isinstance(word, str) else "")
+def test_a_setting_of_a_wrong_kind_is_one_line(verb, model, key, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    field = AdaptConfig.model_fields[key]
+    field = model.model_fields[key]
     needed = {"model": "pocket-ar", "data": "a.txt", "out": "out"}
     refused = []
     for value in HOSTILE:
         try:
-            config = resolve("adapt", AdaptConfig, "tiny", needed | {key: value})
+            config = resolve(verb, model, "tiny", needed | {key: value})
         except BadInput as error:
             line = str(error)
             assert line.isprintable() and len(line) < 500
@@ -114,5 +120,5 @@ def test_a_setting_of_a_wrong_kind_is_one_line(key, tmp_path, monkeypatch, capsy
     fine = {HUGE} & ({HUGE} if key in UNBOUNDED else set()) | ({"null"} if field.default is None else set())
     assert set(refused) >= (set(HOSTILE) - fine if numeric else {"[1, [2]]", "["})
     settings = [f"{name}={value}" for name, value in (needed | {key: refused[0]}).items()]
-    assert key.removeprefix("noise_") in one_error(["adapt", "tiny", *settings], capsys)
+    assert key.removeprefix("noise_") in one_error([verb, "tiny", *settings], capsys)
     assert os.listdir(tmp_path) == []

@@ -107,12 +107,17 @@ class Template:
     def _closing(self) -> tuple[str, int]:
         """(text, special token) that the template puts behind a reply."""
         pair: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = self._render(pair, opened=False).partition(f"{_OPEN}1{_CLOSE}")[2]
-        before, *rest = self._split(text)
-        special = next((one for one in [before, *rest] if isinstance(one, int)), None)
+        text = self._render(pair, opened=False)
+        for number, one in enumerate(pair):
+            if f"{_OPEN}{number}{_CLOSE}" not in text:
+                raise BadInput(
+                    f"the chat template leaves out what the {one['role']} says; it should have message.content"
+                )
+        parts = self._split(text.partition(f"{_OPEN}1{_CLOSE}")[2])
+        special = next((one for one in parts if isinstance(one, int)), None)
         if special is None:
             return "", self._eos
-        return (before if isinstance(before, str) else ""), special
+        return (parts[0] if isinstance(parts[0], str) else ""), special
 
     @property
     def _eos(self) -> int:
@@ -167,7 +172,11 @@ def template_of(tokenizer: Any, name: str = "auto") -> Template:
     if name == "auto" and own:
         source = tokenizer.get_chat_template()
     else:
-        source = template_file("plain" if name == "auto" else name).read_text("utf-8")
+        file = template_file("plain" if name == "auto" else name)
+        try:
+            source = file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{file}: is not UTF-8 text ({error.reason})") from None
     found = Template(tokenizer, source)
     _ = found.end  # so that what cannot be rendered is known before anything else is done
     return found

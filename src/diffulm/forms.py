@@ -4,8 +4,8 @@
 
 A hole is a regular expression that holds at every step, whatever the order. How many tokens it takes is not known
 beforehand: it has places for as many as it may have, is filled from left to right, and ends where the model puts the token
-that comes behind it; the places left over are shown to the model no more. Between holes, and within one of a given number
-of tokens, the order is the sampler's.
+that comes behind it, or one that ends a text; the places left over are shown to the model no more. Between holes, and within
+one of a given number of tokens, the order is the sampler's.
 """
 
 import json
@@ -62,8 +62,8 @@ class Gap:
     machine: Automaton
     spare: int
     """The token in places that the hole does not need."""
-    end: int
-    """The token that follows the hole."""
+    ends: tuple[int, ...]
+    """Tokens that say that the hole is over: the one that follows it, and those that end a text."""
     ordered: bool
     """Filled from left to right."""
 
@@ -195,8 +195,11 @@ def _canvas(
     tail = torch.tensor(after, dtype=torch.int64)
     made = replace(made, ids=torch.cat([made.ids, tail]), fixed=torch.cat([made.fixed, torch.ones_like(tail).bool()]))
     ids, gaps = [*made.ids.tolist(), spare], []
+    over = {spare, *after[-1:]}
     for cast, span in zip(casts, (span for span in made.spans if span.text is None), strict=True):
-        gaps.append(Gap(span.start, span.end, cast.machine, spare, ids[span.end], not cast.blank.exact))
+        gaps.append(
+            Gap(span.start, span.end, cast.machine, spare, tuple(sorted(over | {ids[span.end]})), not cast.blank.exact)
+        )
     return made, gaps
 
 
@@ -252,15 +255,16 @@ class Run:
         return self.known[key]
 
     def _allowed(self, gap: Gap, ids: Tensor, asked: Tensor, logits: Tensor) -> Tensor:
-        """The logits at the places asked for: to end is to say what follows, and a place that may end says it so alone."""
+        """The logits at the places asked for; a place where the hole may end says what ends it by that alone."""
         masks = self._masks(gap, ids)
         assert masks is not None
         allowed = torch.zeros(logits.shape, dtype=torch.bool)
         allowed[:, : masks.shape[1]] = masks[asked.cpu()]
-        if gap.ordered and gap.end != gap.spare:
-            logits = logits.clone()
-            logits[:, gap.spare] = logits[:, gap.end]
-            allowed[:, gap.end] &= ~allowed[:, gap.spare]
+        if gap.ordered:
+            ends, logits = list(gap.ends), logits.clone()
+            logits[:, gap.spare] = logits[:, ends].logsumexp(1)
+            others = [token for token in ends if token != gap.spare]
+            allowed[:, others] &= ~allowed[:, gap.spare, None]
         return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def order(self, state: State) -> Reveal:

@@ -160,6 +160,7 @@ class Subject:
             present = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in tile], device=ids.device)
             # named, because a model's own file may have settings of its own
             how: dict[str, Any] = {"do_sample": drawn, "num_beams": 1, "repetition_penalty": 1.0}
+            how["synced_gpus"] = False  # processes that ask at all ask the same, and the first one may ask alone
             end = self.tokenizer.eos_token_id if closing is None else closing[0]
             if closing is not None:
                 how |= {"eos_token_id": end}
