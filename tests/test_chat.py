@@ -64,7 +64,7 @@ UNTUNED = (
 
 
 def test_a_reply_for_each_line_and_nothing_else(pipe, lm):
-    code, out, err = pipe(b"def close(self):\nclass Stack:", "--length", "16")
+    code, out, err = pipe(b"def close(self):\nclass Stack:", "--length", "16", "--history")
     first = lm.chat([user("def close(self):")], length=16).completion
     second = lm.chat([user("def close(self):"), assistant(first), user("class Stack:")], length=16).completion
     assert "\n" in first + second, "otherwise it is not seen what becomes of one"
@@ -95,19 +95,19 @@ def test_nothing_in_a_reply_ends_its_line(pipe, lm, flags, monkeypatch):
     assert json.loads(line)["reply"] == ODD if flags else line == r"a\u2028b\x85c\rd\x0be"
 
 
-@pytest.mark.parametrize("separate", [True, False])
-def test_lines_are_one_conversation_or_each_its_own(pipe, lm, separate, monkeypatch):
+@pytest.mark.parametrize("history", [True, False])
+def test_lines_are_one_conversation_or_each_its_own(pipe, lm, history, monkeypatch):
     asked = []
     made = Generation("an answer", [], 1, 0.0, "an answer")
     monkeypatch.setattr(type(lm), "chat", lambda self, messages, **_: asked.append(messages) or made)
-    pipe(b"one\ntwo\n", "--system", "Python", *(["--separate"] if separate else []))
+    pipe(b"one\ntwo\n", "--system", "Python", *(["--history"] if history else []))
     contents = [[message["content"] for message in messages] for messages in asked]
     assert contents[0] == ["Python", "one"]
-    assert contents[1] == (["Python", "two"] if separate else ["Python", "one", made.completion, "two"])
+    assert contents[1] == (["Python", "one", made.completion, "two"] if history else ["Python", "two"])
 
 
 def test_a_line_is_a_message_whatever_it_says(pipe, lm):
-    _, out, _ = pipe(b"/quit\n/help\n", "--length", "4", "--separate")
+    _, out, _ = pipe(b"/quit\n/help\n", "--length", "4")
     assert out.count("\n") == 2
     assert out.startswith(line(lm.chat([user("/quit")], length=4).completion))
 
@@ -134,7 +134,7 @@ def test_a_line_that_cannot_be_is_named_and_what_came_before_is_there(pipe, give
 
 
 def test_what_no_longer_fits_is_left_out_and_said_once(pipe):
-    code, out, err = pipe(6 * (b"for i in range(10): " * 6 + b"\n"), "--length", "3", "--json")
+    code, out, err = pipe(6 * (b"for i in range(10): " * 6 + b"\n"), "--length", "3", "--json", "--history")
     left_out = [json.loads(line)["left_out"] for line in out.splitlines()]
     assert code == 0 and left_out[0] == 0 and left_out == sorted(left_out) and left_out[-1] > 1
     first = next(n for n, count in enumerate(left_out, 1) if count)

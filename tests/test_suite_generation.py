@@ -74,7 +74,7 @@ class Fake:
 
     def complete(self, prompts, length, *, draws=1, **options):
         self.calls.append({"prompts": prompts, "length": length, "draws": draws, **options})
-        return [[Completion(self.write(prompt, draw), 0, 1) for draw in range(draws)] for prompt in prompts]
+        return [[Completion(self.write(prompt, draw), 0, 1, True) for draw in range(draws)] for prompt in prompts]
 
     @property
     def prompts(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffulm.bounds import Score
     from diffulm.canvas import Hole
+    from diffulm.dialogue import Dialogue
     from diffulm.errors import BadInput
     from diffulm.evaluation.answers import vote
     from diffulm.lm import DiffusionLM, Generation, adopt, load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BadInput",
+    "Dialogue",
     "DiffusionLM",
     "Generation",
     "Hole",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOME = {
     "BadInput": "diffulm.errors",
+    "Dialogue": "diffulm.dialogue",
     "DiffusionLM": "diffulm.lm",
     "Generation": "diffulm.lm",
     "Hole": "diffulm.canvas",

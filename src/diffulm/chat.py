@@ -99,6 +99,10 @@ class Template:
         """(n,) ids of a reply, its end included."""
         return [*self._ids([text + self._closing[0]], inside=True), self.end]
 
+    def reply(self, text: str) -> str:
+        """What a model has said, without what the template puts behind every reply."""
+        return text.removesuffix(self._closing[0])
+
     def part(self, text: str) -> list[int]:
         """(n,) ids of what begins a reply."""
         return self._ids([text], inside=True)

@@ -10,7 +10,7 @@ prompts and fills holes, and scores mask nothing but free positions.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
@@ -141,7 +141,8 @@ class DiffusionLM:
         chosen = checked(GenerateOptions, length=length, **options)
         closing = template.end, template.pad
         made = canvas.continued(self.tokenizer, bos, opening, self.mask_token_id, chosen.length, closing)
-        return self._continued([made], chosen, callback, on_text)[0]
+        said = self._continued([made], chosen, callback, on_text)[0]
+        return replace(said, completion=template.reply(said.completion))
 
     @property
     def reply_length(self) -> int:

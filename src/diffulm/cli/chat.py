@@ -30,8 +30,8 @@ def chat(
         help="Tokens an answer may have.  [default: as many as it was fine-tuned on, or 64]",
         show_default=False,
     ),
-    separate: bool = typer.Option(
-        False, "--separate", help="With a pipe: each line is a conversation of its own, not the next turn of one."
+    history: bool = typer.Option(
+        False, "--history", help="With a pipe: the lines are the turns of one conversation, not each one of its own."
     ),
     as_json: bool = typer.Option(
         False, "--json", help="A JSON document a line, with the exact reply, its seconds and forwards."
@@ -42,8 +42,8 @@ def chat(
 
     In a terminal it says how, with /help. With a pipe there is one reply for each line of standard input, on a line of its
     own and nothing else: a line end within a reply is written \\n (--json keeps it), an empty line gets an empty one, and
-    no line is a command. The lines are the turns of one conversation; what no longer fits the model's context is left out
-    from the oldest turn on, and said on standard error.
+    no line is a command. Each line is a conversation of its own; with --history they are the turns of one, and what no
+    longer fits the model's context is left out from the oldest turn on, and said on standard error.
     """
     from diffulm.options import GenerateOptions, checked
 
@@ -58,7 +58,7 @@ def chat(
         talk = Dialogue(lm, options, system)
         _say_untuned(model, lm)
         if not talking:
-            _replies(talk, out, as_json, separate)
+            _replies(talk, out, as_json, history)
             return
     from diffulm.cli._talk import talk_in_terminal
 
@@ -73,11 +73,11 @@ def _say_untuned(model: str, lm: Any) -> None:
         print("diffulm:", line, file=sys.stderr)
 
 
-def _replies(talk: Dialogue, out: TextIO, as_json: bool, separate: bool) -> None:
+def _replies(talk: Dialogue, out: TextIO, as_json: bool, history: bool) -> None:
     """A reply for each line of standard input. BadInput for a line that is not UTF-8 or too long, which is named."""
     said = False
     for number, line in enumerate(sys.stdin.buffer, 1):
-        if separate:
+        if not history:
             talk.turns, talk.left_out = [], 0
         try:
             text = line.decode("utf-8").rstrip("\r\n")
