@@ -74,7 +74,10 @@ def test_a_shot_reads_as_its_question_and_its_answer():
     assert shots.shot(choice) == "w3 w5\n\n"
     assert shots.shot(choice | {"suffix": " w6"}) == "w3 w5 w6\n\n"
     assert shots.shot({"contexts": ["w3 w4", "w3 w5"], "continuation": " w7", **choice}) == "w3 w5 w7\n\n"
-    assert shots.shot({"context": "w3:", "continuation": " w8", "answer": "w8", "choices": ["w8"]}) == "w3: w8\n\n"
+    assert (
+        shots.shot({"context": "w3:", "continuation": " w8", "answer": "w8", "choices": ["w9"], "label": 0})
+        == "w3: w8\n\n"
+    )
 
 
 @pytest.mark.parametrize("limit", [2, None])

@@ -22,6 +22,7 @@ from diffulm.recipes.merge import merge
 from diffulm.recipes.sft import run
 from diffulm.training import trainer
 from diffulm.training.curriculum import Curriculum, Samples
+from diffulm.training.progress import held_out
 from diffulm.training.report import remade
 from diffulm.training.run_folder import read_metrics
 from diffulm.training.step import loss_of, prepared
@@ -327,7 +328,9 @@ def test_held_out_conversations_of_their_own(base, tmp_path):
     [
         ({"annealing": "bernoulli", "anneal_steps": 4, "warmup_steps": 0}, True, [0.25, 0.5, 0.75, 1.0]),
         ({"annealing": "none", "shift": "false"}, False, [1.0] * 4),
-        ({"scratch": "true", "annealing": "none", "noise": "bernoulli"}, True, [1.0] * 4),
+        pytest.param(
+            {"scratch": "true", "annealing": "none", "noise": "bernoulli"}, True, [1.0] * 4, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_ar_parent_is_adapted_in_the_same_run(base, tmp_path, more, shift, ratios):
@@ -440,6 +443,7 @@ def test_an_adapter_of_an_adapted_model(base, kept, tmp_path):
         assert torch.allclose(theirs(input_ids=ids).logits, lm.denoiser.rows(ids, causal), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_an_adapter_goes_on(base, kept, tmp_path, monkeypatch):
     out = tmp_path / "run"
     more = SHORT | {"save_seconds": 0} | KEEP
@@ -473,9 +477,9 @@ def test_an_adapter_as_the_base_and_one_of_another_base(base, kept, tmp_path):
 @pytest.mark.parametrize(
     ("model", "more", "moved"),
     [
-        ("adapted", {}, {"linear", "ends"}),
+        pytest.param("adapted", {}, {"linear", "ends"}, marks=pytest.mark.slow),
         ("adapted", {"train_embeddings": "false"}, {"linear"}),
-        ("parent", {"annealing": "none"}, {"linear", "ends"}),
+        pytest.param("parent", {"annealing": "none"}, {"linear", "ends"}, marks=pytest.mark.slow),
     ],
 )
 def test_merged_at_the_end(base, tmp_path, model, more, moved):
@@ -488,6 +492,7 @@ def test_merged_at_the_end(base, tmp_path, model, more, moved):
     assert kinds == moved
 
 
+@pytest.mark.slow
 def test_a_quantised_base(base, tmp_path, monkeypatch):
     """The options go to transformers as QLoRA wants them; there is no GPU here to hold the weights so."""
     for model in ("adapted", "parent"):
@@ -516,3 +521,15 @@ def test_load_passes_on_how_weights_are_held(base, monkeypatch):
     load.load(base / "adapted", quantise="8bit")
     load.load(base / "adapted")
     assert asked == ["8bit", "none"]
+
+
+def test_the_progress_line_says_what_became_of_replies():
+    found = {
+        "eval_bound": 1.3456,
+        "eval_bound_stderr": 0.089,
+        "eval_exact": 0.125,
+        "eval_empty": 0.0,
+        "eval_ended": 1.0,
+    }
+    assert held_out(found) == "bound 1.346 +- 0.089; of replies 12% exact, 0% empty, 100% ended"
+    assert held_out({"eval_ar": 2.0}) == "ar 2.000"

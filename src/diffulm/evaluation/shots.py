@@ -36,10 +36,10 @@ def shot(document: Document) -> str:
     """A question with its answer, of any kind, and an empty line."""
     if "contexts" in document:
         text = document["contexts"][document["label"]] + document["continuation"]
-    elif "choices" in document and "label" in document:
-        text = document["context"] + document["choices"][document["label"]] + document.get("suffix", "")
-    else:
+    elif "continuation" in document:
         text = document["context"] + document["continuation"]
+    else:
+        text = document["context"] + document["choices"][document["label"]] + document.get("suffix", "")
     return f"{text}\n\n"
 
 
