@@ -50,7 +50,7 @@ SURE = {
     "threshold": 0.95
 }  # of policies: what the model is so sure of is revealed at once, which takes a third of the time
 RATES = {"pocket": (1.5e-3,), "pocket-ar": (1e-3, 3e-3)}
-RATE_TOKENS = "100K"
+RATE_TOKENS = "60K"
 # Not the words of `simple`, nor such as Python is full of: most are several tokens.
 OTHERS = """
     apple beach bread bridge button candle castle chair cloud dragon dream flower forest garden green happy horse island

@@ -347,7 +347,7 @@ def test_an_ar_model_is_tuned_as_such(base, tmp_path):
     out = tmp_path / "run"
     report = run("tiny", given(base, out, model=str(base / "parent"), objective="autoregressive", **SHORT))
     found = read_metrics(out / "metrics.jsonl")
-    assert report["ar"] < found[0]["eval_ar"] if "ar" in report else report["causal_view"] < found[0]["eval_ar"]
+    assert report["causal_view"] < found[0]["eval_ar"]
     assert "bound" not in report and "diffulm" not in json.loads((out / "config.json").read_text())
     assert (out / "chat_template.jinja").exists()
     kinds = [row["kind"] for row in conversations.Dataset.from_file(str(out / "data" / "train" / "blocks.arrow"))]
@@ -363,14 +363,11 @@ def test_a_model_that_fills_blocks_stays_one(base, tmp_path):
     lm = diffulm.load(out)
     assert (lm.record.attention, lm.record.block_size) == ("block", 4)
     assert report["bound"] < read_metrics(out / "metrics.jsonl")[0]["eval_bound"]
-    for row in conversations.Dataset.from_file(str(out / "data" / "train" / "blocks.arrow")):
-        ends = [
-            n
-            for n, kind in enumerate(row["kind"])
-            if kind and (n + 1 == 48 or row["document"][n + 1] != row["document"][n])
-        ]
-        assert ends or not any(row["kind"])
-        assert all((n + 1) % 4 == 0 for n in ends) or report["held_out_examples"], "padded to the end of a block"
+    rows = [*conversations.Dataset.from_file(str(out / "data" / "train" / "blocks.arrow"))]
+    for row in rows[: -report["held_out_examples"]]:
+        after = [*row["document"][1:], -1]
+        ends = [n for n, kind in enumerate(row["kind"]) if kind and row["document"][n] != after[n]]
+        assert ends and all((n + 1) % 4 == 0 for n in ends), "padded to the end of a block"
     assert isinstance(lm.chat([{"role": "user", "content": "say: cat"}]).completion, str)
 
 
@@ -380,7 +377,7 @@ def test_a_model_that_fills_blocks_stays_one(base, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        {"sharding": "none"},
+        pytest.param({"sharding": "none"}, marks=pytest.mark.slow),
         {"sharding": "full"},
         pytest.param({"sharding": "full", "objective": "autoregressive"}, marks=pytest.mark.slow),
     ],

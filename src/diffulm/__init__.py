@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffulm.dialogue import Dialogue
     from diffulm.errors import BadInput
     from diffulm.evaluation.answers import vote
+    from diffulm.forms import Form
     from diffulm.lm import DiffusionLM, Generation, adopt, load
     from diffulm.recipes.adapt import adapt
     from diffulm.recipes.evaluate import evaluate
@@ -27,6 +28,7 @@ __all__ = [
     "BadInput",
     "Dialogue",
     "DiffusionLM",
+    "Form",
     "Generation",
     "Hole",
     "Score",
@@ -43,6 +45,7 @@ _HOME = {
     "BadInput": "diffulm.errors",
     "Dialogue": "diffulm.dialogue",
     "DiffusionLM": "diffulm.lm",
+    "Form": "diffulm.forms",
     "Generation": "diffulm.lm",
     "Hole": "diffulm.canvas",
     "Score": "diffulm.bounds",
