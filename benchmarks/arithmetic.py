@@ -212,7 +212,7 @@ def measure(runs: Path) -> dict[str, Any]:
                 told[f"minus {other}"] = estimate(minus(found[arm], found[other]))
                 told[f"nats minus {other}"] = estimate(minus(costs[arm], costs[other]))
                 told[f"McNemar {other}"] = [mcnemar(*pair) for pair in zip(found[arm], found[other], strict=True)]
-        if arm in (CHILD, "in one run"):
+        if arm == CHILD:
             told["by decoding"] = {n: estimate([hits(runs, arm, rate, one, "test", n) for one in seeds]) for n in STEPS}
         report["arms"][arm] = told
     return report

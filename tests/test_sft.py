@@ -440,6 +440,15 @@ def test_an_adapter_of_an_adapted_model(base, kept, tmp_path):
         assert torch.allclose(theirs(input_ids=ids).logits, lm.denoiser.rows(ids, causal), rtol=0, atol=1e-4)
 
 
+def test_an_adapter_names_the_model_that_it_is_for_and_not_that_one_s_parent(base):
+    denoiser, _ = load.load(base / "adapted")
+    denoiser.record = replace(denoiser.record, parent="pocket-ar")
+    adapter.begin(denoiser, base / "adapted", 4, 8.0, 0, False, base=str(base / "adapted"))
+    assert denoiser.model.peft_config["default"].base_model_name_or_path == str(base / "adapted")
+    assert denoiser.record.parent == "pocket-ar"
+    assert denoiser.record.notes[adapter.PARENT] == adapter.fingerprint(base / "adapted")
+
+
 @pytest.mark.slow
 def test_a_run_with_an_adapter_goes_on(base, kept, tmp_path, monkeypatch):
     out = tmp_path / "run"
