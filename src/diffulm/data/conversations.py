@@ -290,12 +290,13 @@ def build(
     fields: tuple[str | None, str | None] = (None, None),
     skips: Skips | None = None,
     hold_out: int = 0,
+    called: str = "data",
 ) -> tuple[Dataset, Dataset, dict[str, Any]]:
     """(rows of `data`, rows of the examples that are held out, the manifest), memory-mapped.
 
     hold_out: the last so many examples, see `parted`; each has a row of its own, without padding. Kept in `folder`, and used
     again when that holds the same, unaltered. Columns ids, document and kind; the manifest has the counts, and `documents`: of
-    a row at most. One process at a time.
+    a row at most. called: `data`, for errors. One process at a time.
 
     Raises:
         BadInput: as `examples` does; no example that fits, or none beside what is held out.
@@ -322,7 +323,7 @@ def build(
             shutil.rmtree(temporary)
             told = f" ({counts})" if str(counts) else f", it has {counts.examples}"
             least = "two conversations that fit, one to be held out" if hold_out else "a conversation that fits"
-            raise BadInput(f"data={data}: should have {least}{told}; set length higher, or give more")
+            raise BadInput(f"{called}={data}: should have {least}{told}; set length higher, or give more")
         manifest = {"layout": _LAYOUT, "wanted": wanted, "rows": written, "held_out": len(held), "documents": most}
         manifest |= vars(counts) | {"sha256": digest(temporary / "blocks.arrow")}
         manifest |= {} if skips is None else {"skipped": skips.count, "bad": skips.places}

@@ -143,14 +143,14 @@ def _difference(variant: str, one: Measured, other: Measured) -> dict[str, Any] 
     if not math.isclose(statistics.fmean(child.items), child.value, rel_tol=1e-9, abs_tol=1e-12):
         return None  # a figure that is no mean over questions (a perplexity) has another difference than they have
     (mean, stderr), p = found, None
-    middle = mean
+    middle, most = mean, math.inf
     if child.metric.startswith(ANSWERS) and set(child.items) | set(parent.items) <= {0.0, 1.0}:
         both = list(zip(child.items, parent.items, strict=True))
         won, lost = sum(a > b for a, b in both), sum(a < b for a, b in both)
-        p, n = mcnemar(won, lost), len(child.items) + 2
+        p, n, most = mcnemar(won, lost), len(child.items) + 2, 1.0  # a difference of shares
         middle, stderr = (won - lost) / n, math.sqrt(won + lost + 1 - (won - lost) ** 2 / n) / n
     names = {"part": one.part, "task": child.task, "metric": child.metric, "variant": variant}
-    ends = [middle - NORMAL_95 * stderr, middle + NORMAL_95 * stderr]
+    ends = [max(-most, middle - NORMAL_95 * stderr), min(most, middle + NORMAL_95 * stderr)]
     figures = {"difference": mean, "stderr": stderr, "interval": ends, "count": len(child.items)}
     return names | figures | {"p": p, "better": child.better}
 

@@ -70,6 +70,8 @@ def _adapted(config: "SftConfig") -> tuple[Denoiser, Any]:
             )
     if config.objective == "autoregressive":
         raise BadInput(f"objective=autoregressive: {config.model} is a diffusion model; give its AR parent")
+    if config.keep_adapter and "diffulm" not in read_config(folder_of(config.model)):
+        raise BadInput(f"keep_adapter=true: {config.model} is in a released layout; `diffulm import` it first")
     denoiser, tokenizer = load(config.model, quantise=config.quantise)
     if not config.shift and denoiser.record.shift:
         raise BadInput(f"shift=false: {config.model} was adapted with the shift; leave it out")
@@ -130,7 +132,9 @@ def _data(
     hold_out, held = config.eval_rows if config.eval_data is None else 0, None
     if config.eval_data is not None:  # the small one first: a broken row in it should not be found after hours
         alone = replace(shape, padding="none", truncation=0.0, packing=False, align=1)
-        held, _, _ = made(config.eval_data, shape=alone, folder=data / "eval", skips=skips and Skips())
+        held, _, _ = made(
+            config.eval_data, shape=alone, folder=data / "eval", skips=skips and Skips(), called="eval_data"
+        )
     rows, last, manifest = made(config.data, shape=shape, folder=data / "train", skips=skips, hold_out=hold_out)
     counts = conversations.Counts(**{key: manifest[key] for key in vars(conversations.Counts())})
     for said in (str(skips) if skips is not None and skips.count else "", str(counts)):
