@@ -29,7 +29,7 @@ import diffulm
 from diffulm import chat
 from diffulm.bounds import student
 from diffulm.evaluation.cells import NORMAL_95
-from diffulm.evaluation.subject import opened
+from diffulm.evaluation.subject import Subject, opened
 from diffulm.evaluation.suite import gsm8k
 from diffulm.evaluation.trial import Trial
 from diffulm.scoring import Request, scores
@@ -60,6 +60,7 @@ LIKE: dict[str, str] = dict.fromkeys(
 )  # whose rate they take
 STEPS, MOST = (1, 2, 4, 8, 16, 32, 64), 64
 ANSWERS, DRAWS = 200, 32  # of the bound
+PLACES = {"the first number": 1, "the first change": 3, "the first result": 5}  # in an answer: << 16 - 3 = 13
 KEPT = "accuracy.json"
 
 
@@ -128,20 +129,45 @@ def hits(runs: Path, arm: str, rate: float, seed: int, part: str, steps: int) ->
     return kept[key]["items"]
 
 
+def answered(subject: Subject, problem: chains.Problem) -> tuple[list[int], list[int]]:
+    """(BOS and the question in the model's template, the ids of its right answer)."""
+    template = chat.template_of(subject.tokenizer)
+    before = template.opening([{"role": "user", "content": str(problem["question"])}])
+    return [*subject.bos, *before], template.answer(f"{problem['chain']} #### {problem['answer']}")
+
+
 def nats(runs: Path, arm: str, rate: float, seed: int) -> list[float]:
     """What each of the first right answers of the test part costs, its end included, in nats: the AR loss, or the any-order
     bound; kept beside the run."""
     file = folder(runs, arm, rate, seed) / "nats.json"
     if not file.exists():
         subject = opened(str(file.parent), parent="objective" in ARMS[arm][1])
-        template, bos = chat.template_of(subject.tokenizer), subject.bos
-        requests = []
-        for number, one in enumerate(chains.problems("test", ANSWERS)):
-            before = [*bos, *template.opening([{"role": "user", "content": str(one["question"])}])]
-            ids = [*before, *template.answer(f"{one['chain']} #### {one['answer']}")]
-            requests.append(Request(tuple(ids), len(before), len(ids), number))
         method = "autoregressive" if subject.autoregressive else "bound"
-        file.write_text(json.dumps([one.nats for one in scores(subject.denoiser, requests, method, DRAWS)]))
+        pairs = [answered(subject, one) for one in chains.problems("test", ANSWERS)]
+        asked = [
+            Request((*left, *right), len(left), len(left) + len(right), n) for n, (left, right) in enumerate(pairs)
+        ]
+        file.write_text(json.dumps([one.nats for one in scores(subject.denoiser, asked, method, DRAWS)]))
+    return json.loads(file.read_text())
+
+
+def alone(runs: Path, arm: str, rate: float, seed: int) -> dict[str, list[float]]:
+    """Whether a diffusion model puts one number back into a right answer where nothing else is hidden, by what the number is;
+    kept beside the run."""
+    file = folder(runs, arm, rate, seed) / "alone.json"
+    if not file.exists():
+        subject, found = opened(str(file.parent)), {}
+        for problem in chains.problems("test", ANSWERS):
+            left, right = answered(subject, problem)
+            canvas = [*left, *right, *[chat.template_of(subject.tokenizer).pad] * LENGTH][:LENGTH]
+            places = {**PLACES, "the answer": len(right) - 2}
+            where = torch.arange(LENGTH) == len(left) + torch.tensor([*places.values()])[:, None]
+            ids = torch.tensor(canvas).expand(len(places), -1).masked_fill(where, subject.lm.mask_token_id)
+            with torch.no_grad():
+                said = subject.denoiser(ids, where=where).argmax(-1).tolist()
+            for (name, at), token in zip(places.items(), said, strict=True):
+                found.setdefault(name, []).append(float(token == right[at]))
+        file.write_text(json.dumps(found))
     return json.loads(file.read_text())
 
 
@@ -213,6 +239,8 @@ def measure(runs: Path) -> dict[str, Any]:
                 told[f"nats minus {other}"] = estimate(minus(costs[arm], costs[other]))
                 told[f"McNemar {other}"] = [mcnemar(*pair) for pair in zip(found[arm], found[other], strict=True)]
         if arm == CHILD:
+            single = [alone(runs, arm, rate, seed) for seed in seeds]
+            told["alone"] = {name: estimate([one[name] for one in single]) for name in single[0]}
             told["by decoding"] = {n: estimate([hits(runs, arm, rate, one, "test", n) for one in seeds]) for n in STEPS}
         report["arms"][arm] = told
     return report
@@ -236,6 +264,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         beside = plus_minus(one.get("nats minus in one run"), 2, "+") if name != PARENT else ""
         costs.append([name, plus_minus(one["nats"], 2), beside])
     steps = [[name, *(percent(one) for one in found["by reasoning"].values())] for name, found in arms.items()]
+    single = [[name, *map(percent, one["alone"].values())] for name, one in arms.items() if "alone" in one]
     forwards = [
         [name, *(percent(one) for one in found["by decoding"].values())]
         for name, found in arms.items()
@@ -245,6 +274,7 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         "accuracy": table(head, made),
         "nats": table(["arm", "nats an answer", "minus in one run"], costs),
         "reasoning": table(["steps of reasoning", *map(str, chains.STEPS)], steps),
+        "alone": table(["arm", *PLACES, "the answer"], single),
         "decoding": table(["decoding steps", *map(str, STEPS)], forwards),
     }
 

@@ -50,14 +50,14 @@ SURE = {
     "threshold": 0.95
 }  # of policies: what the model is so sure of is revealed at once, which takes a third of the time
 RATES = {"pocket": (1.5e-3,), "pocket-ar": (1e-3, 3e-3)}
-RATE_TOKENS = "60K"
+RATE_TOKENS, MODEL_TOKENS = "60K", "1M"
 # Not the words of `simple`, nor such as Python is full of: most are several tokens.
 OTHERS = """
     apple beach bread bridge button candle castle chair cloud dragon dream flower forest garden green happy horse island
     kitten light mirror monkey music ocean orange paper pencil pepper planet purple queen rabbit river rocket silver snake
     spider stone summer table tiger train turtle window winter yellow
 """.split()
-TINY = {"tiny, 2000 rows": 2000, "tiny, 300 rows": 300}
+TINY = {"tiny, 300 rows": 300}
 HELD = 200  # rows of it
 VALIDATED = 20  # instructions of each kind; half of them on the shortest and longest canvas
 ASKED = 600  # of the models
@@ -143,8 +143,8 @@ def plan(bench: Bench) -> dict[str, tuple[dict[str, Any], Sequence[int]]]:
             found[f"rate, {model}, {rate:g}"] = common | short, ()
         best = bench.rate(model)
         if best is not None:
-            found[f"model, {model}"] = common | {"learning_rate": best}, (CANVAS,)
-    return found | {name: ({"preset": "tiny", "tokens": "300K"}, (CANVAS,)) for name in TINY}
+            found[f"model, {model}"] = common | {"learning_rate": best, "tokens": MODEL_TOKENS}, (CANVAS,)
+    return found | {name: ({"preset": "tiny", "tokens": "100K"}, (CANVAS,)) for name in TINY}
 
 
 def triples(count: int, part: simple.Part) -> list[list[str]]:
@@ -276,6 +276,7 @@ def tables(found: dict[str, Any]) -> str:
     for name, one in models.items():
         low, high = one["interval"]
         lines.append(f"\n{name}: {one['right']:.1%} ({low:.1%} to {high:.1%}), learning rate {one['learning_rate']:g}")
+    lines += [f"\n{name}: {one['right']:.1%} of {one['count']}" for name, one in found["tiny"].items() if one]
     return "\n".join([*lines, "", json.dumps(found["against the parent"]), json.dumps(found["rates"])])
 
 

@@ -76,7 +76,7 @@ def test_what_people_type_for_help(typed, means, run):
 def test_help_for_what_does_not_exist(run):
     code, out, err = run("help", "infil")
     assert (code, out) == (2, "")
-    assert "Did you mean 'infill'?" in err
+    assert "Did you mean 'infill'" in err
 
 
 @pytest.mark.parametrize("verb", verbs())

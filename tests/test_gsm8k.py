@@ -1,6 +1,7 @@
 """GSM8K as the paper did it: the presets against the paper's table, and the sums that benchmarks/arithmetic.py is about."""
 
 import importlib
+import json
 import math
 import re
 from pathlib import Path
@@ -122,3 +123,13 @@ def test_a_pair_of_models_is_compared_question_by_question(arithmetic):
     of_seeds = 4.303 * 0.25 / math.sqrt(3)  # seeds of 0.5, 0.75, 0.25
     questions = 1.96 * math.sqrt(sum((x - 0.5) ** 2 for x in (1, 1 / 3, 2 / 3, 0)) / 3 / 4)
     assert middle == pytest.approx(0.5) and half == pytest.approx(math.hypot(of_seeds, questions), rel=1e-3)
+
+
+def test_the_page_says_what_its_json_says(arithmetic):
+    report = json.loads((ROOT / "benchmarks" / "results" / "2026-11-22-arithmetic.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "gsm8k.md").read_text("utf-8")
+    for name, table in arithmetic.tables(report).items():
+        assert table in page, (
+            f"docs/gsm8k.md has another table of {name}: print it with benchmarks/arithmetic.py measure"
+        )
+    assert "images/arithmetic.png" in page and (ROOT / "docs" / "images" / "arithmetic.png").is_file()
