@@ -295,7 +295,7 @@ def plot(report: dict[str, Any], file: str) -> None:
     right.axhline(100 * report["arms"][PARENT]["accuracy"][0], color="C0", ls="--")
     right.set_xscale("log", base=2)
     right.set(xlabel="decoding steps (dashed: the AR parent)", xticks=STEPS, xticklabels=STEPS)
-    left.set(xlabel="steps of reasoning", ylabel="accuracy, %", xticks=chains.STEPS)
+    left.set(xlabel="steps of reasoning", ylabel="accuracy, %", xticks=chains.STEPS, ylim=(-5, 105))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from diffulm.checkpoint.files import digest, newest_checkpoint
 from diffulm.data import blocks, packed, parts, prepared
-from diffulm.data.documents import Skips, read, sources
+from diffulm.data.documents import Column, Skips, read, sources
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
 from diffulm.recipes import adapt
@@ -113,9 +113,9 @@ def test_a_bad_row_in_a_stretch_has_the_line_of_the_whole_file(tmp_path):
 def test_row_groups_of_parquet_are_stretches(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"code": [*texts(70), None]}), path, row_group_size=10)
-    assert [text for n in range(7) for text in read(path, None, "code", (n, n + 1))] == texts(70)
+    assert [text for n in range(7) for text in read(path, None, Column("code"), (n, n + 1))] == texts(70)
     with pytest.raises(BadInput, match=r"a.parquet, row 71: `code` is NoneType"):
-        list(read(path, None, "code", (7, 8)))
+        list(read(path, None, Column("code"), (7, 8)))
 
 
 def test_a_corpus_is_cut_by_its_files_alone(tmp_path, small_parts, monkeypatch):

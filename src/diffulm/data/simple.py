@@ -1,7 +1,7 @@
 """Simple instructions that every user has, with no download: data=simple to learn from, simple:test to be asked.
 
-Words that Python's source is full of, and things to do with them whose right answers are known, from one word to thirty
-tokens long. What is asked of which words is drawn from a seed; a hash of the words says on which side an instruction
+Words that Python's source is full of, and things to do with them whose right answers are known, from one token to about
+25 long. What is asked of which words is drawn from a seed; a hash of the words says on which side an instruction
 stands, so no words (in their order) of the test part were trained on, whatever was asked of them.
 """
 
