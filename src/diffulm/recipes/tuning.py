@@ -58,7 +58,10 @@ def opened(config: "SftConfig") -> tuple[Denoiser, Any]:
 def from_parent(config: "SftConfig") -> bool:
     """Whether the model is an AR parent, which is adapted while it is tuned."""
     place = folder_of(config.model)
-    return is_plain(place, read_config(place), config.model)
+    about = read_config(place)
+    if config.scratch and "diffulm" not in about:  # then it needs no weights to tell it by
+        return True
+    return is_plain(place, about, config.model)
 
 
 def _adapted(config: "SftConfig") -> tuple[Denoiser, Any]:
