@@ -160,3 +160,16 @@ def one_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert len(err) < 1000 and err[:-1].isprintable()
     assert "Traceback" not in err and "site-packages" not in err
     return err
+
+
+def refused(case: tuple[Any, ...], kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The command of a case ends in one line with all its words, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    make, *words = case
+    with quietly():
+        arguments = make(Place(tmp_path, kinds, monkeypatch))
+    before = tree(tmp_path)
+    line = one_error(arguments, capsys)
+    for word in words:
+        assert word in line
+    assert tree(tmp_path) == before

@@ -24,6 +24,7 @@ from broken import (
     parquet,
     pickled,
     record,
+    refused,
     run,
     tree,
 )
@@ -365,15 +366,7 @@ SLOW = {"a word of 10 MB"}
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_bad_input_ends_in_one_line(case: str, kinds: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    make, *words = CASES[case]
-    with quietly():
-        arguments = make(Place(tmp_path, kinds, monkeypatch))
-    before = tree(tmp_path)
-    line = one_error(arguments, capsys)
-    for word in words:
-        assert word in line
-    assert tree(tmp_path) == before
+    refused(CASES[case], kinds, tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_that_was_begun_keeps_its_folder(kinds, tmp_path, monkeypatch, capsys):

@@ -336,6 +336,7 @@ def rows(text: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
+@pytest.mark.slow
 def test_a_conversation(terminal, lm, tmp_path):
     """All of it: a streamed answer, another one, a part of it anew, what is saved."""
     chat = terminal("pocket", "--length", "8", "--temperature", "0.8")

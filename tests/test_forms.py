@@ -94,7 +94,7 @@ def fits(template: Any, value: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+@pytest.mark.parametrize("make", [pytest.param(byte_level, marks=pytest.mark.slow), sentence_piece])
 @settings(max_examples=6, deadline=None)
 @given(
     template=templates(st.sampled_from(KINDS)), seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 1.0, 5.0])

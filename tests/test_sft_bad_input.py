@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broken import Place, make_kinds, one_error, parquet, run, tree
+from broken import Place, make_kinds, one_error, parquet, refused, run
 from diffulm.checkpoint.save import save
 from diffulm.denoiser.adopt import adopt
 from diffulm.denoiser.quiet import quietly
@@ -179,15 +179,7 @@ def kinds(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_ends_in_one_line(case: str, kinds: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    make, *words = CASES[case]
-    with quietly():
-        arguments = make(Place(tmp_path, kinds, monkeypatch))
-    before = tree(tmp_path)
-    line = one_error(arguments, capsys)
-    for word in words:
-        assert word in line
-    assert tree(tmp_path) == before
+    refused(CASES[case], kinds, tmp_path, monkeypatch, capsys)
 
 
 def test_a_tokenizer_that_cannot_end_a_reply(tmp_path, monkeypatch, capsys):
