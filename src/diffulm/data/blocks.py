@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -214,21 +215,32 @@ def _by_document(pieces: Iterable[list[int]], bos: int, length: int, counts: Cou
 def _write(
     blocks: Iterator[Block], length: int, manifest: dict[str, object], folder: Path, skips: Skips | None
 ) -> None:
-    """Writes `folder`.tmp and renames it; what an earlier attempt left there is dropped."""
+    with replacing(folder) as temporary:
+        write_arrow(blocks, length, temporary / "blocks.arrow")
+        if skips is not None:
+            manifest = manifest | {"skipped": skips.count, "places": skips.places}
+        write_manifest(temporary, manifest)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """`folder`.tmp to write to, which then takes the place of `folder`; what an earlier attempt left there is dropped."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        write_arrow(blocks, length, temporary / "blocks.arrow")
+        yield temporary
     except OSError:  # most often a full disk: half of the blocks are of no use, and in the way
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    manifest = manifest | {"sha256": digest(temporary / "blocks.arrow")}
-    if skips is not None:
-        manifest |= {"skipped": skips.count, "places": skips.places}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def write_manifest(folder: Path, manifest: dict[str, object]) -> None:
+    """What the blocks in a folder are made of, with their checksum."""
+    manifest = manifest | {"sha256": digest(folder / "blocks.arrow")}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def write_arrow(

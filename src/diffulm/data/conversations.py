@@ -22,7 +22,7 @@ from diffulm import randomness
 from diffulm.chat import Message, Template, conversation
 from diffulm.checkpoint.files import digest
 from diffulm.data import simple
-from diffulm.data.blocks import read_manifest, tokenizer_hash, write_arrow
+from diffulm.data.blocks import read_manifest, replacing, tokenizer_hash, write_arrow, write_manifest
 from diffulm.data.documents import PLACES, Skips, read, some, sources, unicode
 from diffulm.errors import BadInput
 
@@ -315,21 +315,18 @@ def build(
                 yield row
             yield from rows((laid(one, n, alone, template.pad) for n, one in enumerate(held)), alone, template.pad)
 
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        written = write_arrow(every_row(), shape.length, temporary / "blocks.arrow", names=("ids", "document", "kind"))
-        if most == 0:
-            shutil.rmtree(temporary)
-            told = f" ({counts})" if str(counts) else f", it has {counts.examples}"
-            least = "two conversations that fit, one to be held out" if hold_out else "a conversation that fits"
-            raise BadInput(f"{called}={data}: should have {least}{told}; set length higher, or give more")
-        manifest = {"layout": _LAYOUT, "wanted": wanted, "rows": written, "held_out": len(held), "documents": most}
-        manifest |= vars(counts) | {"sha256": digest(temporary / "blocks.arrow")}
-        manifest |= {} if skips is None else {"skipped": skips.count, "bad": skips.places}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with replacing(folder) as temporary:
+            names = ("ids", "document", "kind")
+            written = write_arrow(every_row(), shape.length, temporary / "blocks.arrow", names=names)
+            if most == 0:
+                shutil.rmtree(temporary)
+                told = f" ({counts})" if str(counts) else f", it has {counts.examples}"
+                least = "two conversations that fit, one to be held out" if hold_out else "a conversation that fits"
+                raise BadInput(f"{called}={data}: should have {least}{told}; set length higher, or give more")
+            about = {"layout": _LAYOUT, "wanted": wanted, "rows": written, "held_out": len(held), "documents": most}
+            about |= vars(counts) | ({} if skips is None else {"skipped": skips.count, "bad": skips.places})
+            write_manifest(temporary, about)
+        manifest = read_manifest(folder) or {}
     elif skips is not None:
         skips.add(int(str(manifest.get("skipped", 0))), list(manifest.get("bad", [])))  # pyright: ignore[reportArgumentType]
     whole, manifest = Dataset.from_file(str(arrow)), {**manifest}

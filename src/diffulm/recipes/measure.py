@@ -25,6 +25,7 @@ from diffulm.training.sharding import is_sharded
 
 if TYPE_CHECKING:
     from diffulm.recipes.adapt import AdaptConfig
+    from diffulm.recipes.training import TrainingConfig
 
 FINAL_SAMPLES = 64
 LEFT_TO_RIGHT_BLOCKS = 8
@@ -56,7 +57,7 @@ class Gauge:
         """Before anything is trained: the parent's own AR loss, what the training text is like, and `evaluate` of the parent
         as it stands: under full attention, by noise level, that is the curve to compare with."""
         texts, part = spread(rows, COUNTED_BLOCKS), self.held_out[:, :DRAWN_LENGTH]
-        with self._precision():
+        with precision(self.config, self.denoiser):
             parent = likelihood.autoregressive(self.denoiser, self.held_out).nats
         return {
             "eval_parent": parent,
@@ -71,7 +72,7 @@ class Gauge:
         """Held-out losses and what a few samples are like. Left to right is measured at some positions of each text, half
         as many forwards as the bound takes."""
         denoiser, config = self.denoiser, self.config
-        with self._precision():
+        with precision(self.config, self.denoiser):
             if config.objective == "autoregressive":
                 return {"eval_ar": likelihood.autoregressive(denoiser, self.held_out).nats}
             bound = likelihood.bound(denoiser, self.held_out, config.eval_samples, config.seed)
@@ -93,7 +94,7 @@ class Gauge:
 
     def after(self) -> dict[str, Any]:
         """The figures of a finished run, from more draws."""
-        with self._precision():
+        with precision(self.config, self.denoiser):
             found: dict[str, Any] = {"causal_view": likelihood.autoregressive(self.denoiser, self.held_out).nats}
             if self.config.objective == "autoregressive":
                 return found
@@ -134,11 +135,12 @@ class Gauge:
         else:
             yield self.judge
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """On a GPU in the precision of the run: float32 would cost several times as much. On a CPU it costs less."""
-        if self.config.precision == "bf16" and self.denoiser.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+
+def precision(config: "TrainingConfig", denoiser: Denoiser) -> contextlib.AbstractContextManager[Any]:
+    """On a GPU in the precision of the run: float32 would cost several times as much. On a CPU it costs less."""
+    if config.precision == "bf16" and denoiser.device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def spread(rows: Any, count: int) -> Tensor:

@@ -26,6 +26,7 @@ from diffulm.denoiser.denoiser import Denoiser
 from diffulm.errors import BadInput
 from diffulm.evaluation.subject import Subject
 from diffulm.lm import DiffusionLM
+from diffulm.recipes.measure import precision
 from diffulm.recipes.pretraining import adopted, begin_adapter, check_fits, shared
 from diffulm.recipes.train import Job, Material, placed
 from diffulm.recipes.training import schedule_steps
@@ -210,7 +211,7 @@ class AnswerGauge:
         subject = Subject("", DiffusionLM(self.denoiser, tokenizer), self.config.objective == "autoregressive")
         room = [min(self.longest, subject.context - one.start) for one in asked]
         bos = len(subject.bos)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._half):
+        with precision(self.config, self.denoiser):
             said = subject.complete(
                 [list(one.ids[bos : one.start]) for one in asked],
                 room,
@@ -235,15 +236,11 @@ class AnswerGauge:
 
     def _nats(self, method: Any, draws: int = 1) -> tuple[float, float]:
         """(nats a token of the held-out replies, standard error)."""
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._half):
+        with precision(self.config, self.denoiser):
             found = scoring.scores(self.denoiser, self.held_out, method, draws, self.config.seed)
         tokens = sum(one.tokens for one in found)
         error = math.sqrt(sum(one.stderr**2 for one in found))
         return sum(one.nats for one in found) / tokens, error / tokens
-
-    @property
-    def _half(self) -> bool:
-        return self.config.precision == "bf16" and self.denoiser.device.type == "cuda"
 
 
 def next_command(config: "SftConfig") -> str:
