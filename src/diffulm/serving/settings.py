@@ -1,0 +1,43 @@
+"""What a server is told when it starts: one typed config for the front, the worker and the command line. No torch in here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from diffulm.options import Count, Options
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(Options):
+    """model, parent: what to serve, as `diffulm.load` takes it; the parent is read from left to right."""
+
+    model: str
+    parent: str | None = None
+    mask_token_id: Annotated[int, Field(ge=0)] | None = None
+    dtype: str | None = None
+    threads: Count | None = None
+    """Of a forward; None: torch's own choice."""
+    rows: Count = 16
+    """Canvases a round of the engine takes one step further."""
+    queue: Annotated[int, Field(ge=0, lt=2**31)] = 256
+    """Texts that may wait beyond those."""
+    timeout: Seconds = 300.0
+    """Of one request, from its arrival to its end."""
+    grace: Seconds = 30.0
+    """For requests in flight when the server is told to stop."""
+    body: Count = 2**20
+    """Bytes of a request."""
+    n: Count = 16
+    """Choices of a prompt."""
+    prompts: Count = 32
+    """Prompts, or texts to score, in one request."""
+    steps: Count = 4096
+    """Denoising steps of a text."""
+    keys: tuple[str, ...] = ()
+    """One of these has to come with a request; none: nobody is asked."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may ask; none: only the server's own."""
+    log_prompts: bool = False
