@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | test-oldest | lint | format | pocket | clean      (each sets itself up first)
+# make setup | demo | test | test-all | test-oldest | docs | lint | format | pocket | clean      (each sets itself up first)
 #
 #   TORCH_SPEC   which torch, e.g. TORCH_SPEC="torch==2.13.0+cpu"
 #   PIP_ARGS     handed to every pip install, e.g. PIP_ARGS="--extra-index-url ADDRESS" for another build of torch
@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.diffulm-installed
 
-.PHONY: setup demo test test-all test-oldest lint format pocket clean
+.PHONY: setup demo test test-all test-oldest docs lint format pocket clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -54,6 +54,10 @@ $(OLDEST)/.diffulm-installed: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) "$(TORCH_SPEC)"
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[dev]" $(OLDEST_SPEC)
 	@touch $@
+
+# The site of the documentation, into build/site. To read it with its search: python -m http.server -d build/site
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff format --check .

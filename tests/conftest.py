@@ -85,3 +85,12 @@ def parent():
     from diffulm.evaluation.subject import opened
 
     return opened("pocket-ar", parent=True)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The base URL of `diffulm serve` with the shipped model and its parent, which all tests share."""
+    from servers import serving
+
+    with serving("pocket", "--parent", "pocket-ar", "--threads", "1") as url:
+        yield url

@@ -31,7 +31,7 @@ def load(
     with quietly():
         place = folder_of(source)
         config = read_config(place)
-        ours = "diffulm" in config and not adapter.is_adapter(place) and not released.is_derived(headers(place))
+        ours = "diffulm" in config and not adapter.is_adapter(place) and not released.is_exported(place, config)
         if quantise != "none" and not ours:
             raise BadInput(
                 f"quantise={quantise}: {source} is no plain checkpoint; `diffulm merge` or `import` makes one"

@@ -74,11 +74,16 @@ def is_derived(names: Iterable[str]) -> bool:
     return any(name.startswith(PREFIX) for name in names)
 
 
+def is_exported(place: Path, config: dict[str, Any]) -> bool:
+    """Whether a folder has the names of published code, in its tensors or its config, whatever its record says."""
+    return foreign(place, config) is not None or is_derived(headers(place))
+
+
 def is_released(place: Path, config: dict[str, Any], source: str = "") -> bool:
     """Whether a folder without a record holds a released checkpoint: told by its tensor names, DiffuLLaMA by its own, those
     of other projects by their config."""
     names = f"{source} {place.name} {config.get('_name_or_path', '')}".lower()
-    return foreign(place, config) is not None or "diffullama" in names or is_derived(headers(place))
+    return "diffullama" in names or is_exported(place, config)
 
 
 def decoder_of(place: Path, config: dict[str, Any]) -> Any:
@@ -101,7 +106,9 @@ def family_of(place: Path, config: dict[str, Any]) -> ModuleType:
     kind = config.get("model_type")
     family = families.of(str(kind))
     if family is None or not hasattr(family, "LAYOUTS"):
-        raise BadInput(f"{place}: no released layout is known of the model type {kind!r}")
+        raise BadInput(
+            f"{place}: no released layout is known of the model type {kind!r}, only of {', '.join(families.known())}"
+        )
     return family
 
 

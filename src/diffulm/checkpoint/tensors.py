@@ -43,6 +43,21 @@ class Stored:
                 yield part
 
 
+class _Zeros(Stored):
+    """A tensor that lies in no file; file and start say beside which other it belongs."""
+
+    def chunks(self) -> Iterator[bytes]:
+        yield bytes(self.size)
+
+
+def no_bias(weight: Stored) -> Stored:
+    """A bias of zeros for a linear layer that has none."""
+    rows = weight.shape[0]
+    return _Zeros(
+        weight.file, weight.name, weight.dtype, (rows,), weight.start, rows * weight.size // prod(weight.shape)
+    )
+
+
 def same_bits(a: Stored, b: Stored) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and all(x == y for x, y in zip(a.chunks(), b.chunks(), strict=True))
 

@@ -1,4 +1,4 @@
-"""`diffulm export MODEL OUT --layout diffugpt`"""
+"""`diffulm export MODEL OUT --format dream`"""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def export(
     layout: str | None = typer.Option(
         None,
         "--layout",
-        help="diffugpt, diffullama (plain) or denoise-model (what derives from it).  [default: by family]",
+        "--format",
+        help="diffugpt, diffullama (plain), denoise-model (what derives from it), dream or llada.  [default: by family]",
         show_default=False,
     ),
     as_json: bool = _common.JSON,
 ) -> None:
-    """Write a model as the published DiffuGPT / DiffuLLaMA code reads it.
+    """Write a model as the published code of DiffuGPT, DiffuLLaMA, Dream or LLaDA reads it, and so llama.cpp.
 
     Bit for bit. What that code would do otherwise than DiffuLM is refused, or noted.
     """

@@ -20,7 +20,7 @@ from transformers import Cache
 
 from diffulm.bounds import Denoise
 from diffulm.denoiser.denoiser import Denoiser, evaluating
-from diffulm.denoiser.tile import bucket, ends, joined, tile_rows, tiled
+from diffulm.denoiser.tile import Wide, bucket, by_tile, ends, joined, tile_rows, tiled
 from diffulm.shapes import Int
 
 Mode = Literal["exact", "prefix", "dual"]
@@ -66,6 +66,21 @@ class CanvasCache(Cache):
         rows = self._span if self._span is not None else self.canvases
         return store[rows, :, : self.columns]
 
+    def held(self, canvas: int, start: int, size: int) -> list[Tensor]:
+        """Copies of the keys and values of these columns, layer by layer."""
+        return [each[canvas, :, start : start + size].clone() for pair in self.stores for each in pair]
+
+    def widen(self, length: int) -> None:
+        """Room for more columns."""
+        more = (0, 0, 0, length - self.shape[1])
+        pad = torch.nn.functional.pad
+        self.stores = [(pad(keys, more), pad(values, more)) for keys, values in self.stores]
+        self.shape = self.shape[0], length
+
+    def copy(self, source: int, target: int, columns: int) -> None:
+        for store in (each for pair in self.stores for each in pair):
+            store[target, :, :columns] = store[source, :, :columns]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
@@ -97,7 +112,9 @@ def cached(
         raise ValueError(
             "the exact cache is for block-causal attention: under full attention every column sees every change"
         )
-    run = _Windows(denoiser, mode, block or denoiser.record.block_size or WINDOW, refresh, rows)
+    if mode == "exact" and rows is None and denoiser.company is not None:
+        return denoiser.company.cached(denoiser)
+    run = Windows(denoiser, mode, block or denoiser.record.block_size or WINDOW, refresh, rows)
     return run.logits
 
 
@@ -131,7 +148,7 @@ def _same(denoiser: Denoiser) -> bool:
 _tried: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-class _Windows:
+class Windows:
     """What a cached denoiser remembers of its batch."""
 
     cache: CanvasCache
@@ -139,9 +156,17 @@ class _Windows:
     block_of: list[int]  # the block each canvas was last asked about
     age: list[int]  # forwards since the last refresh
 
-    def __init__(self, denoiser: Denoiser, mode: Mode, block: int, refresh: int | None, rows: int | None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        mode: Mode,
+        block: int,
+        refresh: int | None,
+        rows: int | None,
+        wide: Wide | None = None,
+    ) -> None:
         self.denoiser, self.mode, self.block, self.refresh = denoiser, mode, block, refresh
-        self.rows = rows
+        self.rows, self.wide = rows, wide
         self.shape: tuple[int, ...] | None = None
 
     def logits(self, ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
@@ -149,10 +174,7 @@ class _Windows:
         home, device = ids.device, self.denoiser.device
         ids, where = ids.to(device), where.to(device)
         real = torch.ones_like(where) if present is None else present.to(device)
-        if self.shape is None:
-            self.shape, (canvases, length) = tuple(ids.shape), ids.shape
-            self.cache, self.seen = CanvasCache(canvases, bucket(length, None)), torch.full_like(ids, -1)
-            self.block_of, self.age = [-1] * canvases, [0] * canvases
+        self.prepare(ids)
         if tuple(ids.shape) != self.shape:
             raise ValueError(f"this cache is of canvases of shape {self.shape}, not {tuple(ids.shape)}")
         groups = defaultdict(list)
@@ -161,11 +183,8 @@ class _Windows:
         found: dict[int, Tensor] = {}
         with evaluating(self.denoiser.model):
             for (size, columns), members in groups.items():
-                tile = self.rows or tile_rows(self.denoiser, size, len(members))
-                for first in range(0, len(members), tile):
-                    some = members[first : first + tile]
-                    logits = self._run(ids, where, real, some, tile, size, columns)
-                    found.update(zip((i for i, _ in some), logits, strict=False))
+                parts = self.run(ids, where, real, members, size, columns)
+                found.update(zip((i for i, _ in members), parts, strict=True))
         if not found:
             return torch.zeros(0, self.denoiser.vocabulary, device=home)
         return joined([found[i] for i in sorted(found)]).to(home)
@@ -190,10 +209,52 @@ class _Windows:
             windows[i] = max(0, start), stop if self.mode == "dual" else end
         return windows
 
+    def prepare(self, ids: Tensor) -> None:
+        """Make room for canvases of the shape of `ids` (B, L), once."""
+        if self.shape is None:
+            self.shape, (canvases, length) = tuple(ids.shape), ids.shape
+            self.cache = CanvasCache(canvases, bucket(length, None))
+            self.seen = torch.full_like(ids, -1, device=self.denoiser.device)
+            self.block_of, self.age = [-1] * canvases, [0] * canvases
+
+    def widen(self, ids: Tensor) -> None:
+        """Make room for longer canvases; what is known stays."""
+        if self.shape is not None:
+            self.shape = tuple(ids.shape)
+            self.seen = torch.nn.functional.pad(self.seen, (0, ids.shape[1] - self.seen.shape[1]), value=-1)
+            self.cache.widen(bucket(ids.shape[1], None))
+
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """The first columns of one canvas as those of another."""
+        if columns:
+            self.seen[target, :columns] = self.seen[source, :columns]
+            self.cache.copy(source, target, columns)
+
+    def forget(self, canvas: int, columns: int) -> None:
+        """All of a canvas but its first columns."""
+        if self.shape is not None:
+            self.seen[canvas, columns:] = -1
+
+    def run(
+        self, ids: Tensor, where: Tensor, real: Tensor, members: list[tuple[int, int]], size: int, columns: int
+    ) -> list[Tensor]:
+        """The windows of `size` positions, each (canvas, its first one), which see the first `columns`: their logits."""
+
+        def run(some: list[tuple[int, int]], tile: int) -> list[Tensor]:
+            return self._run(ids, where, real, some, tile, size, columns)
+
+        def left(some: list[tuple[int, int]]) -> list[Tensor]:
+            return [each for i, start in some for each in self.cache.held(i, start, size)]
+
+        tile = self.rows or tile_rows(self.denoiser, size, len(members))
+        if self.wide is None:
+            return by_tile(run, members, tile)
+        return self.wide.run(run, members, tile, (size, columns), left)
+
     def _run(
         self, ids: Tensor, where: Tensor, real: Tensor, some: list[tuple[int, int]], tile: int, size: int, columns: int
-    ) -> tuple[Tensor, ...]:
-        """One forward of the tile; logits of each canvas in it."""
+    ) -> list[Tensor]:
+        """One forward of the tile."""
         fill = [some[-1]] * (tile - len(some))  # the last one once more: what it writes twice is the same
         chosen = [i for i, _ in some + fill]
         start = torch.tensor([start for _, start in some + fill], device=ids.device)
@@ -210,7 +271,7 @@ class _Windows:
             self.seen[i, begin : begin + size] = ids[i, begin : begin + size]
             if self.mode == "exact":
                 self.seen[i, begin + size :] = -1  # computed from what stood before this window until now
-        return logits.split(asked.sum(1).tolist())
+        return list(logits.split(asked.sum(1).tolist())[: len(some)])
 
 
 def _columns(marks: Tensor, count: int) -> Tensor:

@@ -7,16 +7,17 @@ The shift by one of the AR parent lives in `Denoiser._rows` and nowhere else. Th
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffulm import visibility
+from diffulm.bounds import Denoise
 from diffulm.denoiser import attention, experts, head, layers
 from diffulm.denoiser.hooks import Request, asking
 from diffulm.denoiser.record import Record
@@ -69,6 +70,22 @@ class Clean:
     left_to_right: bool = False  # within the clean copy
 
 
+class Company(Protocol):
+    """Others that run rows on the same model at the same time, each from a thread of its own (serving/engine.py)."""
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """The model for oneself; may be taken again inside."""
+        ...
+
+    def tiled(self, denoiser: "Denoiser") -> Denoise:
+        """As `tile.tiled`, the rows together with those of the others."""
+        ...
+
+    def cached(self, denoiser: "Denoiser") -> Denoise:
+        """As `cache.cached` in mode exact, the rows together with those of the others."""
+        ...
+
+
 class Denoiser:
     """A Hugging Face decoder read as a denoiser of masked tokens.
 
@@ -87,6 +104,19 @@ class Denoiser:
         self._takes_positions = "position_ids" in takes
         self._takes_routers = "output_router_logits" in takes
         self._head_is_last: bool | None = None
+
+    company: "Company | None" = None
+    """Who else runs rows on this model at the same time; None: nobody."""
+
+    def shared(self, company: "Company") -> "Denoiser":
+        """The same denoiser, its rows run in company and its other forwards in turn with those of others."""
+        other = copy.copy(self)
+        other.company = company
+        return other
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Inside, nobody else runs the model."""
+        return nullcontext() if self.company is None else self.company.turn()
 
     def on(self, module: Any) -> "Denoiser":
         """The same denoiser calling `module`, a wrapper (DDP, FSDP) around its model."""
@@ -296,8 +326,9 @@ class Denoiser:
         if self._takes_positions:
             options["position_ids"] = rows.expand_as(ids)
         if request is None:
-            return self.module(input_ids=ids, **options).logits
-        with asking(self.model.get_output_embeddings(), request):
+            with self.turn():
+                return self.module(input_ids=ids, **options).logits
+        with self.turn(), asking(self.model.get_output_embeddings(), request):
             return self.module(input_ids=ids, **options).logits
 
     def _mask(self, visible: Tensor | None, rows: Tensor, columns: Tensor, batch: int) -> Any:

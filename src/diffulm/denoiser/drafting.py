@@ -39,7 +39,7 @@ def affinity(denoiser: Denoiser) -> Float[Tensor, "v v"] | None:
         return None
     if denoiser.model not in _affinities:
         seen = visibility.causal(2, device=denoiser.device)
-        with _clean(denoiser.model):
+        with denoiser.turn(), _clean(denoiser.model):
             parts = [
                 denoiser.rows(torch.stack([torch.full_like(some, bos), some], 1), seen)[:, 1].float().log_softmax(-1)
                 for some in torch.arange(size, device=denoiser.device).split(512)
@@ -80,7 +80,7 @@ def reader(denoiser: Denoiser) -> Callable[[Tensor, Any], tuple[Tensor, tuple[Te
         masks = [denoiser.record.mask_token_id] * (len(offset) - len(clean))
         visible = torch.cat([visible.new_ones(len(visible), len(columns)), visible], 1)
         request = Request(rows, lambda head, hidden: head(hidden))
-        with _clean(denoiser.model):
+        with denoiser.turn(), _clean(denoiser.model):
             ids, positions = torch.tensor([clean + masks], device=device), (len(columns) + offset)[None]
             logits = denoiser._forward(ids, visible, positions, cache, request)
         before = [*range(-1, len(known) - 1), *(len(known) - 1 + parent for parent in draft.parents)]

@@ -4,6 +4,9 @@ Every forward has the shape (tile, length rounded up to BUCKET), and the vocabul
 meets the same kernels alone and in company. A batch size above this changes memory, never a result.
 """
 
+from collections.abc import Callable, Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,8 +14,12 @@ from diffulm import visibility
 from diffulm.bounds import Denoise
 from diffulm.denoiser.denoiser import Denoiser, evaluating
 
+Run = Callable[[list[Any], int], list[Tensor]]
+"""(members, rows of the tile) -> what each of them gets, one forward."""
+
 BUCKET = 32
 TILE = 8
+WIDTHS = (16, 8, 4, 2, 1)
 SMALL = (
     2**25
 )  # parameters x positions of a row below which eight rows cost little more than one on a CPU (calls rule there)
@@ -31,11 +38,58 @@ def tile_rows(denoiser: Denoiser, positions: int, waiting: int) -> int:
     return TILE if small or some.device.type != "cpu" else 1
 
 
-def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
+def by_tile(run: Run, members: list[Any], tile: int) -> list[Tensor]:
+    """`run` of all members, a full tile at a time: what each gets."""
+    return [part for first in range(0, len(members), tile) for part in run(members[first : first + tile], tile)]
+
+
+class Wide:
+    """Runs as many rows at once as wait, where that gives each row what the tile gives it, to the last bit.
+
+    Whether it does is a fact of the machine's kernels and of the shape, not of the numbers: it is tried on the first rows
+    of every shape, and remembered.
+    """
+
+    def __init__(self) -> None:
+        self.same: dict[Hashable, bool] = {}
+
+    def run(
+        self,
+        run: Run,
+        members: list[Any],
+        tile: int,
+        shape: Hashable,
+        left: Callable[[list[Any]], list[Tensor]] | None = None,
+    ) -> list[Tensor]:
+        """`by_tile(run, members, tile)`. shape: of the rows. left: what `run` leaves behind for these members, besides."""
+        found: list[Tensor] = []
+        while members:
+            sizes = (n for n in WIDTHS if n <= len(members) and self.same.get((shape, n), True))
+            size = next(sizes, min(tile, len(members)))
+            some, members = members[:size], members[size:]
+            if (shape, size) not in self.same:
+                narrow = by_tile(run, some, tile)
+                before = left(some) if left else []
+                wide = list(run(some, size))
+                after = left(some) if left else []
+                pairs = zip([*narrow, *before], [*wide, *after], strict=True)
+                self.same[shape, size] = all(torch.equal(a, b) for a, b in pairs)
+                if not self.same[shape, size]:
+                    narrow = by_tile(run, some, tile)  # once more, for what it leaves behind
+                found += narrow
+            else:
+                found += run(some, size) if self.same[shape, size] else by_tile(run, some, tile)
+        return found
+
+
+def tiled(denoiser: Denoiser, rows: int | None = None, wide: Wide | None = None) -> Denoise:
     """The Denoise protocol of `bounds` and the samplers on a real model: (ids, where, present) -> logits.
 
     ids (B, L), where (B, L) and present (B, L) may be of any B; present is False for padding, which nobody sees.
+    rows: a forward; None: see `tile_rows`, in company of others if there are any. wide: run more at once where it may be.
     """
+    if rows is None and denoiser.company is not None:
+        return denoiser.company.tiled(denoiser)
     limit = denoiser.context
 
     def denoise(ids: Tensor, where: Tensor, present: Tensor | None = None) -> Tensor:
@@ -48,10 +102,15 @@ def tiled(denoiser: Denoiser, rows: int | None = None) -> Denoise:
             for length in sorted(set(lengths)):
                 members = [i for i, n in enumerate(lengths) if n == length and bool(where[i].any())]
                 size = rows or tile_rows(denoiser, length, len(members))
-                for start in range(0, len(members), max(1, size)):
-                    chosen = members[start : start + size]
-                    parts = _run(denoiser, ids[chosen], where[chosen], real[chosen], length, size)
-                    found.update(zip(chosen, parts, strict=False))
+
+                def run(some: list[int], tile: int, length: int = length) -> list[Tensor]:
+                    parts = _run(denoiser, ids[some], where[some], real[some], length, tile)
+                    return list(parts[: len(some)])
+
+                parts = (
+                    wide.run(run, members, size, length) if wide and members else by_tile(run, members, max(1, size))
+                )
+                found.update(zip(members, parts, strict=True))
         if not found:
             return torch.zeros(0, denoiser.vocabulary, device=home)
         return joined([found[i] for i in sorted(found)]).to(home)

@@ -20,16 +20,27 @@ def of(model_type: str) -> ModuleType | None:
 
 
 def foreign(config: dict[str, Any]) -> Foreign | None:
-    """What another project's checkpoint is in the terms of transformers; None for a config.json that nobody here knows,
-    or that has a record of ours. BadInput for settings that nobody compared with the published code."""
+    """What another project's checkpoint is in the terms of transformers; None for a config.json that nobody here knows.
+    BadInput for settings that nobody compared with the published code."""
     readers = (getattr(module, "read", None) for module in _modules())
-    found = (read(config) for read in readers if read is not None and "diffulm" not in config)
+    found = (read(config) for read in readers if read is not None)
     return next((one for one in found if one is not None), None)
 
 
+def engines() -> dict[str, ModuleType]:
+    """Other projects' layouts that can be written: name -> module, which says what it HOLDS (model types), the NAMES of
+    tensors, whether its code has the SHIFT, which weights must have a bias (BIASED), and what `write` makes of a config."""
+    return {module.__name__.rpartition(".")[2]: module for module in _modules() if hasattr(module, "write")}
+
+
+def known() -> list[str]:
+    """The model types of which there is a layout to write."""
+    return [module.__name__.rpartition(".")[2] for module in _modules() if hasattr(module, "LAYOUTS")]
+
+
 def layouts() -> list[str]:
-    """The names of all released layouts that can be written, over all families."""
-    return sorted({name for module in _modules() for name in getattr(module, "LAYOUTS", {})})
+    """The names of all layouts that can be written, over all families."""
+    return sorted({*engines(), *(name for module in _modules() for name in getattr(module, "LAYOUTS", {}))})
 
 
 def _modules() -> list[ModuleType]:

@@ -67,3 +67,17 @@ def plain(config: dict[str, Any], model_type: str) -> dict[str, Any]:
     """config.json of a plain Qwen or LLaMA class, from one that has the same settings under the same names."""
     need(config, *NEEDED)
     return {"model_type": model_type} | {key: config[key] for key in (*NEEDED, *TAKEN) if key in config}
+
+
+def held(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings in NEEDED of a Qwen2 or LLaMA whose blocks are those of Dream and LLaDA. config: `to_dict` of
+    transformers' object. BadInput, without the model's name, for another make."""
+    rope = config.get("rope_parameters") or {}
+    alike = {
+        "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_type": "default",
+        "partial_rotary_factor": 1.0, "head_dim": config["hidden_size"] // config["num_attention_heads"],
+    }  # fmt: skip
+    for key, only in alike.items():
+        if (value := (config | rope).get(key)) not in (None, only):
+            raise BadInput(f"has {key} = {shown(value)}, where this layout has {only!r} only")
+    return {key: config.get(key) for key in NEEDED} | {"rope_theta": rope.get("rope_theta", 10000.0)}

@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from diffulm.families._foreign import Foreign, expect, plain, whole
+from diffulm.families._foreign import Foreign, expect, held, plain, whole
 
 MASK = 151666
+HOLDS = ("qwen2", "llama")
+NAMES = ()
+SHIFT = True
+BIASED = ("q_proj.weight", "k_proj.weight", "v_proj.weight")  # LLaMA has none there; zeros are the same
 
 
 def read(config: dict[str, Any]) -> Foreign | None:
@@ -21,3 +25,20 @@ def read(config: dict[str, Any]) -> Foreign | None:
         shift=True,
         tokenizer="Qwen2Tokenizer",
     )
+
+
+def write(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json in this layout, without token ids, from `to_dict` of a model type it HOLDS. BadInput as `held`."""
+    return held(config) | {
+        "model_type": "Dream",
+        "architectures": ["DreamModel"],
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "initializer_range": config["initializer_range"],
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "rope_scaling": None,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": config["num_hidden_layers"],
+        "use_cache": False,
+    }

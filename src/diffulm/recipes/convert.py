@@ -2,6 +2,7 @@
 
     diffulm import diffugpt-s/ models/diffugpt-s
     diffulm export runs/mine released/mine --layout diffugpt
+    diffulm export runs/mine released/mine --layout dream
 
 Both copy bytes from file to file: no weight is opened as a number, so 7B parameters need no memory, and no dtype changes.
 """
@@ -11,12 +12,13 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import transformers
 
 from diffulm import families
-from diffulm.checkpoint import card, disk, released, tensors
+from diffulm.checkpoint import adapter, card, disk, released, tensors
 from diffulm.checkpoint.files import check_sums, read_config
 from diffulm.checkpoint.load import checked, folder_of, refuse_plain
 from diffulm.checkpoint.opening import open_tokenizer
@@ -77,8 +79,9 @@ def import_checkpoint(
 def export(source: str, out: str | Path, layout: str | None = None) -> dict[str, Any]:
     """A diffusion model of ours (folder, shipped name, hub id) in a released layout, at `out`; returns what was done.
 
-    layout: a name of `families.layouts()`; None: the family's first. Raises BadInput where the published code would
-    silently do something else with the model than DiffuLM does, and for what cannot be read or written.
+    layout: a name of `families.layouts()`; None: the family's first. Raises BadInput where the published code, or an engine
+    of that layout, would silently do something else with the model than DiffuLM does, and for what cannot be read or
+    written.
     """
     with quietly(), appearing(out) as (partial, target):
         place = folder_of(source)
@@ -87,19 +90,30 @@ def export(source: str, out: str | Path, layout: str | None = None) -> dict[str,
             raise BadInput(f"{source}: holds no record of DiffuLM; `diffulm adapt` or `diffulm import` makes one")
         record = Record.from_dict(config["diffulm"], str(place / "config.json"))
         name, names = _layout(source, config, layout)
+        engine = families.engines().get(name)
         found = released.plan(place, config)
         check_sums(place)
         record = checked(record, None, found.vocabulary, source)
         record = replace(record, parent=record.parent and shown(record.parent))  # it is made to be given away
         tokenizer = open_tokenizer(place)
-        notes = _objections(source, name, names, record, tokenizer, found)
+        _check(source, name, record)
+        if engine is None:
+            notes, told = _objections(source, names, record, tokenizer, found), _released_config(found, names, record)
+        else:
+            told = _engine_config(source, engine, found, record)
+            record = replace(record, window=None)
+            notes = []
+        notes += _remarks(record, tokenizer)
         partial.mkdir(parents=True)
         with disk.writing(target, disk.stored(place)):
-            files = _write_weights(found, names, partial)
-        _copy(place, partial, (*TOKENIZER_FILES, "generation_config.json"))
+            files = _write_weights(found, names, partial, engine)
+        _copy(place, partial, TOKENIZER_FILES if engine else (*TOKENIZER_FILES, "generation_config.json"))
+        if engine is not None:  # the ids alone: an AR parent's sampling is not this model's
+            ids = {key: value for key, value in told.items() if key.endswith("_token_id")}
+            (partial / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", "utf-8")
         if tokenizer is not None:
-            _mend_tokenizer(partial, tokenizer, record)
-        write_config(partial, _released_config(found, names, record), record.to_dict())
+            _mend_tokenizer(partial, tokenizer, record, found.decoder)
+        write_config(partial, told, record.to_dict())
         how = f"A masked-diffusion language model, exported from `{shown(source)}` in the layout `{name}`."
         finish(partial, card.of_files(found, record, target, how, notes))
     return {**_report(source, out, found, record, files, notes), "layout": name}
@@ -109,42 +123,61 @@ def _layout(source: str, config: dict[str, Any], layout: str | None) -> tuple[st
     """(name, name table) of the layout asked for, or of the family's first."""
     if layout is not None and layout not in families.layouts():
         raise unknown("layout", layout, families.layouts())
-    known = released.family_of(Path(source), config).LAYOUTS
+    kind = config.get("model_type")
+    engines = {name: module.NAMES for name, module in families.engines().items() if kind in module.HOLDS}
+    known = {**released.family_of(Path(source), config).LAYOUTS, **engines}
     if layout is not None and layout not in known:
-        kind = config.get("model_type")
         raise BadInput(f"{source}: is a {kind} model, which has no layout {layout!r}; it can be {' or '.join(known)}")
     name = layout or next(iter(known))
     return name, known[name]
 
 
-def _objections(
-    source: str, layout: str, names: released.Names, record: Record, tokenizer: Any, found: released.Plan
-) -> list[str]:
-    """What a user of the published code should know. BadInput where that code would quietly do something else."""
+def _check(source: str, layout: str, record: Record) -> None:
+    """BadInput for a model that computes otherwise than the code that reads this layout."""
+    engines = families.engines()
+    if record.notes.get(adapter.ROWS):
+        raise BadInput(f"{source}: its adapter acts on masks alone; no layout says that, and it cannot be merged")
     if record.attention != "full":
         raise BadInput(
             f"{source}: fills block by block; in {layout} every position sees every other, so it cannot be said"
         )
-    if not record.shift:
-        raise BadInput(f"{source}: has no shift; the published code always shifts by one, so {layout} cannot say it")
-    mask, rows, notes = record.mask_token_id, found.vocabulary, []
+    if layout in engines and record.window == "keep":
+        raise BadInput(f"{source}: some of its layers see a sliding window; in {layout} every layer sees everything")
+    shifts = engines[layout].SHIFT if layout in engines else True
+    if record.shift != shifts:
+        fits = " or ".join(name for name, module in engines.items() if record.shift == module.SHIFT)
+        has, does = ("a", "never shifts") if record.shift else ("no", "always shifts by one")
+        raise BadInput(
+            f"{source}: has {has} shift; the published code {does}, so {layout} cannot say it; for Qwen2 and LLaMA there is "
+            f"--layout {fits}"
+        )
+
+
+def _objections(source: str, names: released.Names, record: Record, tokenizer: Any, found: released.Plan) -> list[str]:
+    """What a user of the published code of DiffuGPT and DiffuLLaMA should know; that code takes the mask token from the
+    tokenizer. BadInput where it would quietly do something else."""
+    mask, rows = record.mask_token_id, found.vocabulary
     if tokenizer is None:
-        notes.append(f"there is no tokenizer: the published code asks one for the mask token, id {mask}")
-    elif tokenizer.convert_ids_to_tokens([mask])[0] is None or mask >= len(tokenizer):
+        return [f"there is no tokenizer: the published code asks one for the mask token, id {mask}"]
+    if tokenizer.convert_ids_to_tokens([mask])[0] is None or mask >= len(tokenizer):
         raise BadInput(
             f"{source}: its tokenizer has no token with id {mask}; the published code takes the mask from the tokenizer"
         )
-    elif names and rows not in (len(tokenizer), len(tokenizer) + len(tokenizer) % 2):
+    if names and rows not in (len(tokenizer), len(tokenizer) + len(tokenizer) % 2):
         raise BadInput(
             f"{source}: {rows} rows of the embedding for {len(tokenizer)} tokens; the published code makes as many rows as "
             f"there are tokens and could not load them; use another --layout"
         )
-    elif names and rows % 2 and mask == rows - 1:
-        notes.append(
-            f"the published script rounds a grown vocabulary up to an even number, and will not take {rows} rows"
-        )
-    if tokenizer is not None and tokenizer.mask_token_id != mask:
-        token = tokenizer.convert_ids_to_tokens(mask)
+    if names and rows % 2 and mask == rows - 1:
+        return [f"the published script rounds a grown vocabulary up to an even number, and will not take {rows} rows"]
+    return []
+
+
+def _remarks(record: Record, tokenizer: Any) -> list[str]:
+    """What a user of anybody's code should know."""
+    mask, notes = record.mask_token_id, []
+    if tokenizer is not None and tokenizer.mask_token_id != mask and _mask_token(tokenizer, record) is not None:
+        token = _mask_token(tokenizer, record)
         notes.append(f"the tokenizer gets {token!r} as its mask token, and so cuts it out of any text that has it")
     if not record.emit_mask:
         notes.append(
@@ -155,9 +188,33 @@ def _objections(
     return notes
 
 
-def _write_weights(found: released.Plan, names: released.Names, folder: Path) -> list[str]:
+def _mask_token(tokenizer: Any, record: Record) -> str | None:
+    """The mask token's text; None where the tokenizer has none with this id."""
+    return tokenizer.convert_ids_to_tokens([record.mask_token_id])[0] if record.mask_token_id < len(tokenizer) else None
+
+
+def _engine_config(source: str, engine: ModuleType, found: released.Plan, record: Record) -> dict[str, Any]:
+    """config.json of an engine's layout."""
+    whole = found.decoder.to_dict()
+    try:
+        told = engine.write(whole)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    eos = whole.get("eos_token_id")
+    eos = eos[0] if isinstance(eos, list) and eos else eos
+    ids = {"bos_token_id": record.bos_token_id, "eos_token_id": eos, "pad_token_id": whole.get("pad_token_id")}
+    if ids["pad_token_id"] is None:  # where there is none their code takes an id of its own vocabulary
+        ids["pad_token_id"] = record.bos_token_id if eos is None else eos
+    parent = {"_name_or_path": record.parent} if record.parent else {}
+    return told | ids | parent | {"mask_token_id": record.mask_token_id, "torch_dtype": found.config["dtype"]}
+
+
+def _write_weights(found: released.Plan, names: released.Names, folder: Path, engine: ModuleType | None) -> list[str]:
     back = {released.renamed(name, names, back=True): tensor for name, tensor in found.tensors.items()}
-    if not names:
+    if engine is not None:
+        biased = {name: tensor for name, tensor in back.items() if name.endswith(engine.BIASED)}
+        back = {f"{name[: -len('weight')]}bias": tensors.no_bias(weight) for name, weight in biased.items()} | back
+    if not names or engine is not None:
         return tensors.write(back, folder, {"format": "pt"}, tensors.SHARD_BYTES)
     # the published class reads model.safetensors and nothing else; its writer notes there what is tied
     told = {name: released.renamed(whose, names, back=True) for name, whose in found.tied.items()}
@@ -181,22 +238,23 @@ def _released_config(found: released.Plan, names: released.Names, record: Record
     return config
 
 
-def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record) -> None:
-    """The tokenizer with the mask token in it, as transformers 4.44 reads one too."""
+def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record, decoder: Any) -> None:
+    """The tokenizer with the mask token in it, as transformers 4.44 reads one too. decoder: the model's config."""
     file = folder / "tokenizer_config.json"
     told: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     mended = dict(told)
     named = told.get("tokenizer_class", GENERIC)
     if (folder / "tokenizer.json").is_file() and (named == NEW_GENERIC or not hasattr(transformers, named)):
         mended["tokenizer_class"] = GENERIC
-    if tokenizer.mask_token_id != record.mask_token_id:
-        mended["mask_token"] = tokenizer.convert_ids_to_tokens(record.mask_token_id)
+    token = _mask_token(tokenizer, record)
+    if token is not None and tokenizer.mask_token_id != record.mask_token_id:
+        mended["mask_token"] = token
         (folder / "special_tokens_map.json").unlink(missing_ok=True)  # older files that repeat it
     if mended != told:
         file.write_text(json.dumps(mended, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if (folder / "tokenizer.json").is_file():
         _old_merges(folder / "tokenizer.json")
-    if open_tokenizer(folder).mask_token_id != record.mask_token_id:
+    if token is not None and open_tokenizer(folder, decoder).mask_token_id != record.mask_token_id:
         raise BadInput(f"{folder}: its tokenizer cannot be told that id {record.mask_token_id} is the mask token")
 
 

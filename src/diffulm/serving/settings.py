@@ -8,7 +8,7 @@ from pydantic import Field
 
 from diffulm.options import Count, Options
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=10**6)]
 
 
 class Settings(Options):
@@ -16,6 +16,9 @@ class Settings(Options):
 
     model: str
     parent: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: the system picks one."""
     mask_token_id: Annotated[int, Field(ge=0)] | None = None
     dtype: str | None = None
     threads: Count | None = None
@@ -28,13 +31,13 @@ class Settings(Options):
     """Of one request, from its arrival to its end."""
     grace: Seconds = 30.0
     """For requests in flight when the server is told to stop."""
-    body: Count = 2**20
+    max_body: Count = 2**20
     """Bytes of a request."""
-    n: Count = 16
+    max_n: Count = 16
     """Choices of a prompt."""
-    prompts: Count = 32
+    max_prompts: Count = 32
     """Prompts, or texts to score, in one request."""
-    steps: Count = 4096
+    max_steps: Count = 4096
     """Denoising steps of a text."""
     keys: tuple[str, ...] = ()
     """One of these has to come with a request; none: nobody is asked."""

@@ -1,0 +1,401 @@
+"""The HTTP face: routes, who may ask, how much, and errors in OpenAI's form. No torch in here.
+
+    uvicorn.Server(uvicorn.Config(application(settings, Backend(settings))))
+
+An endpoint makes jobs of a checked body, hands them to the backend, and answers with what `replies` makes of the events. Whoever
+asked and has gone has its jobs cancelled at once: the generator of `Backend.run` is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from email.message import Message
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+
+from diffulm.serving import reference, replies
+from diffulm.serving.bodies import Asked, Body, ChatBody, CompletionBody, InfillBody, ScoreBody, objection
+from diffulm.serving.job import Job, Refused
+from diffulm.serving.metrics import Metrics
+from diffulm.serving.settings import Settings
+
+PAGE = Path(__file__).parents[1] / "assets" / "playground"
+HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+CODES = {400: "invalid", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A field, or the body, cannot be used; `param` names the field"},
+    401: {"description": "No key, or an unknown one"},
+    404: {"description": "No such model"},
+    408: {"description": "The body did not come in time"},
+    413: {"description": "The body is too large"},
+    415: {"description": "The body is not sent as application/json"},
+    429: {"description": "The queue is full: try again after `Retry-After` seconds"},
+    503: {"description": "The model is not ready, was lost on the way, or the server is going down"},
+    504: {"description": "It took too long"},
+}
+EVENTS = {
+    "description": "The reply, or with stream=true its chunks as server-sent events",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+Done = TypeVar("Done")
+
+
+class Gone(Refused):
+    def __init__(self) -> None:
+        super().__init__(499, "whoever asked has gone")
+
+
+class _Body(Request):
+    """A request whose body has to come within a time and a size, and be JSON."""
+
+    settings: Settings
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            try:
+                async with asyncio.timeout(self.settings.timeout):
+                    self._body = await self._read(self.settings.max_body)
+            except TimeoutError:
+                raise Refused(408, f"the body did not come within {self.settings.timeout:g} s") from None
+        return self._body
+
+    async def _read(self, limit: int) -> bytes:
+        said, parts, size = self.headers.get("content-length", "0"), [], 0
+        large = Refused(413, f"the body is larger than {limit} bytes: send less, or start the server with --max-body")
+        if said.isdecimal() and int(said[:20]) > limit:
+            raise large
+        async for part in self.stream():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise large
+        return b"".join(parts)
+
+    async def json(self) -> Any:
+        raw = await self.body()
+        try:
+            found = json.loads(raw, parse_constant=_no_number)
+            if b"\\ud" in raw.lower():
+                json.dumps(found, ensure_ascii=False).encode()
+        except RecursionError:
+            raise Refused(400, "the body is nested too deeply") from None
+        except UnicodeEncodeError:
+            raise Refused(400, "the body has half a character (a lone surrogate): send whole ones") from None
+        except UnicodeDecodeError:
+            raise Refused(400, "the body is not UTF-8 text") from None
+        except ValueError as error:
+            raise Refused(400, f"the body is not JSON: {error}") from None
+        return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However it ends, the generator behind it is closed."""
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, *ends: Any) -> None:
+        try:
+            await super().__call__(*ends)
+        finally:
+            await self.body_iterator.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def application(settings: Settings, backend: Any) -> FastAPI:
+    """The app over a `Backend` (or what has its face)."""
+    from diffulm import __version__
+
+    app = FastAPI(title="DiffuLM", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    metrics = Metrics(backend)
+    app.include_router(_api(settings, backend))
+    _service(app, backend, metrics)
+    _errors(app)
+    app.openapi = lambda: reference.schema(app, settings)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    routes = {route.path for route in app.routes if hasattr(route, "path")}  # pyright: ignore[reportAttributeAccessIssue]
+    app.add_middleware(_Watched, metrics=metrics, routes=routes)
+    return app
+
+
+def _api(settings: Settings, backend: Any) -> APIRouter:
+    """What needs a key, where there are keys."""
+    errors = {status: {"model": replies.ErrorReply, **said} for status, said in ERRORS.items()}
+    keyed = [Security(HTTPBearer(auto_error=False, description="One of the server's keys."))] if settings.keys else []
+    if not settings.keys:
+        del errors[401]
+    general = {status: said for status, said in errors.items() if status == 401}
+    api = APIRouter(prefix="/v1", route_class=_route(settings), dependencies=keyed)
+
+    @api.get("/models", response_model=replies.Models, response_model_exclude_unset=True, responses=general)
+    async def models() -> Any:
+        """The models that are served; none while they are being opened."""
+        known = {"object": "model", "created": 0, "owned_by": "diffulm"}
+        return {"object": "list", "data": [known | one for one in backend.models]}
+
+    async def answered(request: Request, body: Asked) -> Any:
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        reply, jobs = replies.begun(body, seed), body.jobs(seed)  # pyright: ignore[reportAttributeAccessIssue]
+        _check(body, jobs, settings, backend)
+        _note(request, jobs, settings)
+        events = backend.run(jobs)
+        try:
+            if body.stream:
+                return await _streamed(request, reply, reply.chunks(events))
+            await _unless_gone(request, _drained(reply.events(events)))
+            return reply.whole()
+        finally:
+            _note_reply(request, reply)
+
+    kinds = {200: EVENTS, **errors}
+
+    @api.post("/completions", response_model=replies.Completion, responses=kinds)
+    async def completions(body: CompletionBody, request: Request) -> Any:
+        """Go on from a prompt, or fill what is between it and a suffix."""
+        return await answered(request, body)
+
+    @api.post("/chat/completions", response_model=replies.ChatCompletion, responses=kinds)
+    async def chat(body: ChatBody, request: Request) -> Any:
+        """The next reply in a conversation."""
+        return await answered(request, body)
+
+    @api.post("/infill", response_model=replies.Infilled, responses=kinds)
+    async def infill(body: InfillBody, request: Request) -> Any:
+        """Fill the holes of a text; what stands around them comes back as it is."""
+        return await answered(request, body)
+
+    @api.post("/score", response_model=replies.ScoreList, responses=errors)
+    async def score(body: ScoreBody, request: Request) -> Any:
+        """How many nats texts cost."""
+        jobs = body.jobs()
+        _check(body, jobs, settings, backend)
+        _note(request, jobs, settings)
+        reply = replies.Reply(body, 0)  # pyright: ignore[reportArgumentType]
+        await _unless_gone(request, _drained(reply.events(backend.run(jobs))))
+        return replies.scores(body.model, [reply.results[number] for number in range(len(jobs))])
+
+    return api
+
+
+def _service(app: FastAPI, backend: Any, metrics: Metrics) -> None:
+    """What everybody may see, and the page."""
+
+    @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "ok"}}}}})
+    async def health() -> dict[str, str]:
+        """The server is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: {"model": replies.ErrorReply, **ERRORS[503]}})
+    async def ready() -> dict[str, str]:
+        """The model is there."""
+        if not backend.ready:
+            raise Refused(503, "the model is not ready", code="not_ready", retry_after=1)
+        return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference.page(app.openapi()), headers=reference.HEADERS)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/assets", StaticFiles(directory=PAGE, check_dir=False))
+
+
+def _route(settings: Settings) -> type[APIRoute]:
+    """Routes that look at the key, the kind and the size of a request before they read it."""
+    keys = [key.encode() for key in settings.keys]
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def checked(request: Request) -> Response:
+                if keys:
+                    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                    same = [hmac.compare_digest(key, given.strip().encode("latin-1", "replace")) for key in keys]
+                    if scheme.lower() != "bearer" or not any(same):
+                        message = "no such API key" if given else "give an API key: Authorization: Bearer KEY"
+                        raise Refused(401, message, code="invalid_api_key")
+                if request.method == "POST":
+                    kind = Message()
+                    kind["content-type"] = request.headers.get("content-type", "")
+                    if kind.get_content_type() != "application/json":
+                        raise Refused(415, "the body is JSON: send it with Content-Type: application/json")
+                read = _Body(request.scope, request.receive)
+                read.settings = settings
+                return await handle(read)
+
+            return checked
+
+    return Route
+
+
+def _check(body: Any, jobs: list[Job], settings: Settings, backend: Any) -> None:
+    """Refused for what this server does not take, whatever the model."""
+    known = [one["id"] for one in backend.models]
+    if not known:
+        raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
+    if body.model not in known:
+        message = f"model {body.model[:80]!r} is not served here; there are: {', '.join(known)}"
+        raise Refused(404, message, param="model", code="model_not_found")
+    texts = {"prompt": getattr(body, "prompts", ()), "text": getattr(body, "texts", ())}
+    for name, given in {"n": getattr(body, "n", 0), "steps": getattr(body, "steps", 0)}.items():
+        most = getattr(settings, f"max_{name}")
+        if (given or 0) > most:
+            raise Refused(400, f"{name} is {given}; this server takes at most {most}", param=name)
+    for name, given in texts.items():
+        if len(given) > settings.max_prompts:
+            message = f"{name} has {len(given)} texts; this server takes at most {settings.max_prompts} in a request"
+            raise Refused(400, message, param=name)
+    if len(jobs) > settings.rows + settings.queue:
+        message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
+        raise Refused(400, message, param="n")
+
+
+def _note(request: Request, jobs: list[Job], settings: Settings) -> None:
+    if settings.log_prompts:
+        request.state.said = [json.dumps([job.input for job in jobs])]
+
+
+def _note_reply(request: Request, reply: replies.Reply) -> None:
+    request.state.tokens, request.state.first = reply.tokens, reply.first
+
+
+async def _unless_gone(request: Request, work: Awaitable[Done]) -> Done:
+    """What `work` gives; it is cancelled, and Gone raised, when whoever asked has gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Gone
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _drained(events: replies.Events) -> None:
+    async with aclosing(events):
+        async for _ in events:
+            pass
+
+
+async def _streamed(request: Request, reply: replies.Reply, chunks: AsyncGenerator[dict[str, Any]]) -> Response:
+    """The chunks as events. What goes wrong before the first is an answer of its own, later on the last event."""
+    first = await _unless_gone(request, anext(chunks))
+
+    async def lines() -> AsyncGenerator[str]:
+        async with aclosing(chunks):
+            yield _line(first)
+            try:
+                async for chunk in chunks:
+                    yield _line(chunk)
+            except Refused as refused:
+                yield _line(replies.error(refused.status, refused.message, refused.param, refused.code))
+            else:
+                yield "data: [DONE]\n\n"
+            _note_reply(request, reply)
+
+    return EventStream(lines(), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _errors(app: FastAPI) -> None:
+    """Whatever goes wrong has one form."""
+
+    def refused(request: Request, error: Any) -> Response:
+        headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        if error.status in (408, 413):
+            headers["connection"] = "close"  # the rest of the body is not read
+        code = error.code or CODES.get(error.status)
+        return JSONResponse(replies.error(error.status, error.message, error.param, code), error.status, headers)
+
+    def invalid(request: Request, error: Any) -> Response:
+        errors = [one | {"loc": one["loc"][1:]} for one in error.errors()]
+        endpoint: Any = request.scope["endpoint"]
+        body: type[Body] = endpoint.__annotations__["body"]
+        param, message = objection(errors, error.body, body.model_fields)
+        return JSONResponse(replies.error(400, message, param, CODES[400]), 400)
+
+    def other(request: Request, error: Any) -> Response:
+        path = request.url.path[:80]
+        message = f"{request.method} {path}: {error.detail}; /docs says what there is"
+        document = replies.error(error.status_code, message, code=CODES.get(error.status_code))
+        return JSONResponse(document, error.status_code, error.headers)
+
+    def ours(request: Request, error: Exception) -> Response:
+        return JSONResponse(replies.error(500, "this is a fault of the server's; its log says more"), 500)
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, other)
+    app.add_exception_handler(Exception, ours)
+
+
+class _Watched:
+    """ASGI middleware: every request counted and logged, and the headers that keep a browser from other hosts."""
+
+    def __init__(self, app: Any, metrics: Metrics, routes: set[str]) -> None:
+        self.app, self.metrics, self.routes = app, metrics, routes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, state, path = time.perf_counter(), scope.setdefault("state", {}), scope["path"]
+        route = "/assets" if path.startswith("/assets/") else path if path in self.routes else "other"
+        status = 499
+
+        async def sent(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        finally:
+            self.metrics.done(scope["method"], route, status, began, state)

@@ -1,0 +1,385 @@
+"""What a request says. Ranges, defaults and words of the diffusion settings are those of `options`; no torch in here.
+
+A body is checked in full before a job is made of it: unknown fields, other JSON types than the field's and OpenAI's fields that
+a diffusion model cannot serve are errors. `objection` says in one line which field and why.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Optional, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+
+from diffulm.errors import BadInput, shown, unknown
+from diffulm.options import WORDS, Count, GenerateOptions, Sampling, ScoreOptions, Scoring, Seed, checked, sampler_names
+from diffulm.serving.job import Job
+
+# A field of ours, and the key of `GenerateOptions` that it is.
+NAMES = {
+    **{name: name for name in "steps sampler schedule threshold entropy_bound factor temperature top_p top_k".split()},
+    **{name: name for name in "min_p remask cache refresh draft length_method".split()},
+    "block_size": "block",
+}
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+
+
+def _documented(source: type) -> dict[str, str]:
+    """Attribute -> the docstring below it, on one line."""
+    body = ast.parse(inspect.getsource(source)).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        ast.unparse(one.target): " ".join(str(ast.literal_eval(below.value)).split())
+        for one, below in pairwise(body)
+        if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+
+
+def _taken(source: type[BaseModel], docs: type, names: Mapping[str, str]) -> dict[str, Any]:
+    """{our name: field} with the types, ranges and defaults of `source`; null is what is not given."""
+    words, found = _documented(docs), {}
+    for ours, theirs in names.items():
+        info = source.model_fields[theirs]
+        extra = {"enum": [*sampler_names(), None]} if theirs == "sampler" else None
+        kind = Optional[Annotated[info.annotation, *info.metadata]] if info.metadata else Optional[info.annotation]  # noqa: UP045
+        found[ours] = (kind, Field(info.default, description=words.get(theirs), json_schema_extra=extra))
+    return found
+
+
+def _only(*neutral: Any) -> Any:
+    """Nothing but these values: a field of OpenAI's that says nothing then."""
+
+    def check(value: Any) -> Any:
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+            raise BadInput("is not supported by this server: leave it out")
+        return value
+
+    schema: dict[str, Any] = {"enum": list(neutral), "description": "Not supported: nothing else is taken."}
+    return Annotated[Any, AfterValidator(check), WithJsonSchema(schema)]
+
+
+class Body(BaseModel):
+    """JSON types as they are (no "3" for 3), no unknown fields, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+Filling = create_model("Filling", __base__=Body, **_taken(GenerateOptions, Sampling, NAMES))
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(False, description="A last chunk with the usage.")
+    canvas: bool | None = Field(False, description="A chunk for every canvas, with `canvas` and without choices.")
+    include_obfuscation: _only(None, False) = None
+
+
+class Asked(Filling):  # pyright: ignore[reportGeneralTypeIssues]
+    """What all bodies share that fill a canvas."""
+
+    model: str = Field(description="One of /v1/models.")
+    n: Count | None = Field(1, description="So many choices; they differ at a temperature.")
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = Field(
+        None, description="A text ends before the first of these."
+    )
+    seed: Seed | None = Field(None, description="The same seed gives the same text. Drawn, and told, if not given.")
+    stream: bool | None = Field(False, description="Server-sent events: finished text as it comes, then [DONE].")
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Has no effect.")
+    metadata: dict[str, str] | None = Field(None, description="Has no effect.")
+    store: _only(None, False) = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise BadInput("stream_options is for stream=true: leave it out")
+        checked(GenerateOptions, **self.options(0))
+        return self
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """What was given of `GenerateOptions`, but for `length` and n."""
+        given = {theirs: getattr(self, ours) for ours, theirs in NAMES.items() if ours in self.model_fields_set}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        given |= {"stop": stop or None, "seed": seed}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def canvas(self) -> bool:
+        return bool(self.stream_options and self.stream_options.canvas)
+
+    @property
+    def usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionBody(Asked):
+    """Go on from a prompt, or fill what is between it and `suffix`."""
+
+    prompt: str | Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
+        description="A text, a list of texts, the ids of one, or a list of such."
+    )
+    suffix: str | None = Field(None, description="What stands behind the new text: it is filled in between.")
+    max_tokens: Count | None = Field(16, description="New tokens, at most.")
+    min_tokens: Count | None = Field(
+        None, description="With suffix, which alone has it: new tokens, at least; 1 if not given."
+    )
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        None, description="The log-probability of each new token, and of so many of the likeliest beside it."
+    )
+    echo: bool | None = Field(False, description="Begin the text with the prompt.")
+    best_of: _only(None, 1) = None
+    frequency_penalty: _only(None, 0) = None
+    presence_penalty: _only(None, 0) = None
+    logit_bias: _only(None, {}) = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.min_tokens and not self.suffix:
+            raise BadInput("min_tokens is for a text with a suffix: leave it out")
+        if self.min_tokens and self.min_tokens > self.length:
+            raise BadInput(f"min_tokens is {self.min_tokens}, more than the {self.length} of max_tokens: give less")
+        if self.suffix and not all(isinstance(one, str) for one in self.prompts):
+            raise BadInput("suffix needs the prompt as text, not as ids")
+        if self.suffix and self.logprobs is not None:
+            raise BadInput("logprobs are of a text that goes on from a prompt: leave them out, or the suffix")
+        if self.echo and not all(isinstance(one, str) for one in self.prompts):
+            raise BadInput("echo needs the prompt as text, not as ids")
+        if self.echo and self.logprobs is not None:
+            raise BadInput("logprobs are of the new tokens alone: leave out echo; /v1/score scores a text")
+        return self
+
+    @property
+    def length(self) -> int:
+        return self.max_tokens or 16
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        return self.prompt if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else [self.prompt]
+
+    def jobs(self, seed: int) -> list[Job]:
+        """A job for each choice, prompt by prompt."""
+        options, hole = self.options(seed), {"length": self.min_tokens or 1, "most": self.length}
+        wants = {"canvas": self.canvas, "logprobs": self.logprobs, "text": bool(self.stream and not self.suffix)}
+        return [
+            Job("infill", self.model, {"parts": [prompt, hole, self.suffix], "draw": draw}, options, **wants)
+            if self.suffix
+            else Job(
+                "complete", self.model, {"prompt": prompt, "draw": draw}, options | {"length": self.length}, **wants
+            )
+            for prompt in self.prompts
+            for draw in range(self.choices)
+        ]
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description="developer is another word for system."
+    )
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: _only(None) = None
+    # What the client's own messages carry that come back in the next request.
+    refusal: _only(None) = None
+    annotations: _only(None, []) = None
+    audio: _only(None) = None
+    function_call: _only(None) = None
+    tool_calls: _only(None, []) = None
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatBody(Asked):
+    """The assistant's next reply."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Count | None = Field(None, description="Of the reply; what it was tuned on, if not given.")
+    max_completion_tokens: Count | None = Field(None, description="Another name for max_tokens.")
+    logprobs: bool | None = Field(False, description="The log-probability of each token of the reply.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="With logprobs: of so many of the likeliest beside it."
+    )
+    response_format: _only(None, {"type": "text"}) = None
+    modalities: _only(None, ["text"]) = None
+    tools: _only(None, []) = None
+    tool_choice: _only(None, "none", "auto") = None
+    parallel_tool_calls: _only(None, True, False) = None
+    functions: _only(None, []) = None
+    function_call: _only(None, "none", "auto") = None
+    frequency_penalty: _only(None, 0) = None
+    presence_penalty: _only(None, 0) = None
+    logit_bias: _only(None, {}) = None
+    service_tier: _only(None, "auto", "default") = None
+    audio: _only(None) = None
+    prediction: _only(None) = None
+    reasoning_effort: _only(None) = None
+    verbosity: _only(None) = None
+    web_search_options: _only(None) = None
+    prompt_cache_key: str | None = Field(None, description="Has no effect.")
+    safety_identifier: str | None = Field(None, description="Has no effect.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            raise BadInput("max_tokens and max_completion_tokens are one and the same: give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise BadInput("top_logprobs needs logprobs=true")
+        return self
+
+    def jobs(self, seed: int) -> list[Job]:
+        """A job for each choice."""
+        said = {
+            "messages": [one.plain() for one in self.messages],
+            "length": self.max_tokens or self.max_completion_tokens,
+        }
+        wants = {
+            "text": bool(self.stream),
+            "canvas": self.canvas,
+            "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+        }
+        options = self.options(seed)
+        return [Job("chat", self.model, said | {"draw": draw}, options, **wants) for draw in range(self.choices)]
+
+
+class HolePart(Body):
+    """A hole of so many tokens; {}: of 1 to 16."""
+
+    length: Count | None = Field(None, description="Tokens; with most: at least.")
+    most: Count | None = Field(None, description="Tokens, at most.")
+    choices: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description="Its text is one of these.")
+    pattern: Text | None = Field(None, description="A regular expression that its text matches.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.most is not None and self.most < (self.length or 1):
+            raise BadInput(f"most is {self.most}, less than the {self.length} of length: a hole has no such length")
+        if self.choices is not None and (self.length or self.most or self.pattern):
+            raise BadInput("choices say all of a hole: leave out its length and pattern")
+        return self
+
+
+class InfillBody(Asked):
+    """Fill the holes of a text."""
+
+    text: Text | None = Field(None, description="A text with holes: <hole:3>, <hole:1-24>, <hole>.")
+    parts: Annotated[list[str | HolePart], Field(min_length=1)] | None = Field(
+        None, description="Or its parts, for a text that holds such marks, and for holes with choices or a pattern."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.text is None) == (self.parts is None):
+            raise BadInput("text and parts are two ways to say one thing: give one of them")
+        if self.parts is not None and not any(isinstance(part, HolePart) for part in self.parts):
+            raise BadInput("parts has no hole: give one, such as {}")
+        return self
+
+    def jobs(self, seed: int) -> list[Job]:
+        """One: n is for it."""
+        parts = [part if isinstance(part, str) else part.model_dump(exclude_none=True) for part in self.parts or []]
+        said = {"text": self.text} if self.text is not None else {"parts": parts}
+        return [Job("infill", self.model, said, self.options(seed) | {"n": self.choices}, canvas=self.canvas)]
+
+
+_Scoring = create_model(
+    "_Scoring", __base__=Body, **_taken(ScoreOptions, Scoring, {name: name for name in ScoreOptions.model_fields})
+)
+
+
+class ScoreBody(_Scoring):  # pyright: ignore[reportGeneralTypeIssues]
+    """How many nats a text costs."""
+
+    model: str = Field(description="One of /v1/models.")
+    text: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text, or a list of them.")
+    context: str | None = Field("", description="Text before it that is given, not scored.")
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if isinstance(self.text, str) else self.text
+
+    def jobs(self) -> list[Job]:
+        """A job for each text."""
+        given = {name: getattr(self, name) for name in ScoreOptions.model_fields}
+        options = {name: value for name, value in given.items() if value is not None}
+        return [Job("score", self.model, {"text": one, "context": self.context or ""}, options) for one in self.texts]
+
+
+# What a nested field's siblings are, by the name of what holds it.
+_INSIDE = {"messages": Message, "content": TextPart, "parts": HolePart, "stream_options": StreamOptions}
+_WORDS = WORDS | {
+    "list_type": "should be a list",
+    "too_short": "has too few values",
+    "model_type": "should be an object",
+    "dict_type": "should be an object",
+}
+
+
+def objection(errors: Sequence[Any], body: Any, fields: Mapping[str, Any]) -> tuple[str | None, str]:
+    """(field, one line) for what pydantic objects to in a body; a misspelt field comes first and names the nearest right one.
+
+    errors: of one field at least, their `loc` within the body. fields: those of the body's model.
+    """
+    placed = [(one, *_place(one, body)) for one in errors]
+    if strange := [place for one, place, _ in placed if one["type"] == "extra_forbidden"]:
+        *within, name = strange[0]
+        holder = next((_INSIDE[part] for part in reversed(within) if part in _INSIDE), None)
+        line = str(unknown("field", str(name), holder.model_fields if holder else fields))
+        return _dotted(strange[0]), line
+    # Of a field that may be of several kinds each kind has objected, in its own branch: the one that went furthest is meant.
+    branches: dict[Any, Any] = {}
+    for one, place, branch in placed:
+        if one["loc"][:1] == placed[0][0]["loc"][:1]:
+            branches.setdefault(branch, (one, place))
+    first, place = max(branches.values(), key=lambda found: len(found[1]))
+    param, cause = _dotted(place), first.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        line = str(cause)
+        if line.startswith("is "):
+            return param, f"{param} {line}"
+        return param or next((word for word in re.findall(r"\w+", line) if word in fields), None), line
+    if first["type"] == "missing":
+        return param, f"{param} is missing"
+    kinds = [one for one, where in branches.values() if where == place]
+    words = [_WORDS.get(one["type"]) or one["msg"].removeprefix("Input ") for one in kinds]
+    line = " or ".join(dict.fromkeys(words)).replace(" or should be ", " or ")
+    return param, f"{param or 'the body'} {line}, not {shown(first['input'])}"
+
+
+def _place(error: Any, body: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...]]:
+    """(way to a value in the body, what else pydantic names on it: the kinds of a field of several)."""
+    way, kinds = [], []
+    for number, part in enumerate(error["loc"], 1):
+        found = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if found or (error["type"] == "missing" and number == len(error["loc"])):
+            way.append(part)
+            body = body[part] if found else None
+        else:
+            kinds.append(part)
+    return tuple(way), tuple(kinds)
+
+
+def _dotted(place: Sequence[str | int]) -> str | None:
+    return shown(".".join(map(str, place)))[1:-1] or None

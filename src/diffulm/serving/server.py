@@ -1,0 +1,95 @@
+"""The process that listens: from the first signal on it takes nothing new, and ends when what is in flight has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from diffulm.errors import BadInput
+from diffulm.serving.app import application
+from diffulm.serving.backend import Backend
+from diffulm.serving.settings import Settings
+
+LINGER = 5.0
+"""Seconds for replies that are ready to reach who asked."""
+
+
+def serve(settings: Settings) -> None:
+    """Until a signal comes. BadInput for an address that cannot be listened at, and a model that cannot be served."""
+    listener = _listening(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    _say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    if not settings.keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        _say("anybody who reaches this address may ask: --api-keys FILE lets in who has a key")
+    asyncio.run(_served(settings, listener))
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return contextlib.nullcontext()
+
+
+async def _served(settings: Settings, listener: socket.socket) -> None:
+    backend, stop, loop = Backend(settings), asyncio.Event(), asyncio.get_running_loop()
+    server = _Server(
+        uvicorn.Config(
+            application(settings, backend),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=int(LINGER),
+        )
+    )
+
+    def told() -> None:
+        if stop.is_set():  # for the second time: at once
+            server.force_exit = server.should_exit = True
+            closing.cancel()
+        stop.set()
+
+    async def opened() -> None:
+        await backend.open()
+        while not backend.ready:
+            await asyncio.sleep(0.05)
+        _say(f"ready: {', '.join(one['id'] for one in backend.models)}")
+        await stop.wait()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told)
+    opening, serving = asyncio.ensure_future(opened()), asyncio.ensure_future(server.serve([listener]))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((opening, serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+    closing = asyncio.ensure_future(backend.close(settings.grace))
+    stop.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+    server.should_exit = True
+    await serving
+    if opening.done():
+        opening.result()
+    opening.cancel()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        hint = "take another --port, or 0 for one that is free" if isinstance(error, PermissionError) else ""
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot listen at {host}:{port}: {reason}; {hint or 'give another --host or --port'}") from None
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print("diffulm:", line, file=sys.stderr, flush=True)
