@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: "errors shapes randomness visibility schedule noise objective bounds costs",
     1: "denoiser checkpoint families",
-    2: "canvas chat constraints options samplers schema skeleton data",
+    2: "canvas chat constraints markup options samplers schema skeleton data",
     3: "animation dialogue filling forms holes infilling lm scoring streaming watch",
     4: "evaluation",
     5: "training serving",

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
-from diffulm.canvas import encode
+from diffulm.canvas import Canvas, continued, encode
 from diffulm.errors import BadInput, nearest, shown
 
 ROLES = ("system", "user", "assistant")
@@ -101,7 +101,12 @@ class Template:
 
     def reply(self, text: str) -> str:
         """What a model has said, without what the template puts behind every reply."""
-        return text.removesuffix(self._closing[0])
+        return text.removesuffix(self.tail)
+
+    @property
+    def tail(self) -> str:
+        """The text that the template puts behind every reply."""
+        return self._closing[0]
 
     def part(self, text: str) -> list[int]:
         """(n,) ids of what begins a reply."""
@@ -216,3 +221,31 @@ def fitted(template: Template, messages: Sequence[Message], room: int) -> tuple[
         if needed <= room:
             return kept, first
     raise BadInput(f"the last message takes {needed} tokens, and there is room for {room}: say less, or ask for less")
+
+
+def reply_canvas(
+    template: Template,
+    messages: Sequence[Message],
+    bos_token_id: int | None,
+    mask_token_id: int,
+    length: int | None,
+    usual: int,
+    limit: int | None,
+) -> Canvas:
+    """The canvas of the assistant's next reply: BOS, the conversation, `length` masks (None: `usual`, or what fits).
+
+    BadInput for messages out of turn, and where the reply leaves the `limit` of the model's context.
+    """
+    talk = conversation(messages)
+    if talk[-1]["role"] != "user":
+        raise BadInput("the last message is the assistant's: there is nothing to reply to; end with the user's")
+    opening, bos = template.opening(talk), [] if bos_token_id is None else [bos_token_id]
+    limit = limit or 10**9
+    room = limit - len(bos) - len(opening)
+    length = min(room, usual) if length is None else length
+    if room < max(1, length):
+        raise BadInput(
+            f"the conversation takes {limit - room} positions and its reply {length}; the model's context is {limit}: "
+            "leave out the oldest turns, or ask for less"
+        )
+    return continued(template.tokenizer, bos, opening, mask_token_id, length, (template.end, template.pad))

@@ -21,7 +21,7 @@ from torch import Tensor
 from diffulm import canvas, constraints, forms, randomness, scoring, streaming
 from diffulm.bounds import Score
 from diffulm.canvas import Canvas, Hole
-from diffulm.chat import Message, conversation, template_of
+from diffulm.chat import Message, Template, reply_canvas, template_of
 from diffulm.denoiser.denoiser import Denoiser
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
@@ -106,8 +106,8 @@ class DiffusionLM:
         `length` beyond the model's context, and a model without tokenizer.
         """
         chosen = checked(GenerateOptions, length=length, **options)
-        made = [self._canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
-        return _like(prompt, self._continued(made, chosen, callback, on_text))
+        made = [self.canvas([text, Hole(chosen.length)]) for text in _listed(prompt)]
+        return _like(prompt, self.continued(made, chosen, callback, on_text))
 
     def chat(
         self,
@@ -125,24 +125,21 @@ class DiffusionLM:
         that the model was tuned on, as far as the context has them. The rest as in `generate`. BadInput also for messages out
         of turn, and a conversation that leaves no room (`diffulm.chat.fitted` leaves out its oldest turns).
         """
+        made, template = self.asked(messages, length)
+        chosen = checked(GenerateOptions, length=int((~made.fixed).sum()), **options)
+        told = on_text and streaming.Held(on_text, template.tail)
+        said = self.continued([made], chosen, callback, told)[0]
+        reply = template.reply(said.completion)
+        if told:
+            told.end(reply)
+        return replace(said, completion=reply)
+
+    def asked(self, messages: Sequence[Message], length: int | None = None) -> tuple[Canvas, Template]:
+        """The canvas of the assistant's next reply, and the template that laid it out: see `chat`."""
         self._check_tokenizer()
-        talk, template = conversation(messages), template_of(self.tokenizer)
-        if talk[-1]["role"] != "user":
-            raise BadInput("the last message is the assistant's: there is nothing to reply to; end with the user's")
-        opening, bos = template.opening(talk), [] if (one := self.record.bos_token_id) is None else [one]
-        limit = self.denoiser.context or 10**9
-        room = limit - len(bos) - len(opening)
-        length = min(room, self.reply_length) if length is None else length
-        if room < max(1, length):
-            raise BadInput(
-                f"the conversation takes {limit - room} positions and its reply {length}; the model's context is {limit}: "
-                "leave out the oldest turns, or ask for less"
-            )
-        chosen = checked(GenerateOptions, length=length, **options)
-        closing = template.end, template.pad
-        made = canvas.continued(self.tokenizer, bos, opening, self.mask_token_id, chosen.length, closing)
-        said = self._continued([made], chosen, callback, on_text)[0]
-        return replace(said, completion=template.reply(said.completion))
+        length = None if length is None else checked(GenerateOptions, length=length).length
+        template, ids = template_of(self.tokenizer), (self.record.bos_token_id, self.mask_token_id)
+        return reply_canvas(template, messages, *ids, length, self.reply_length, self.denoiser.context), template
 
     @property
     def reply_length(self) -> int:
@@ -150,13 +147,14 @@ class DiffusionLM:
         found = (self.record.notes.get("sft") or {}).get("answer_tokens")
         return found if isinstance(found, int) else 64
 
-    def _continued(
+    def continued(
         self,
         made: list[Canvas],
         chosen: GenerateOptions,
         callback: Callback | None,
         on_text: Callable[[str], Any] | None,
     ) -> list[Generation]:
+        """Canvases whose last hole ends them, filled: what `generate` and `chat` do with theirs."""
         if on_text is None:
             final = None
         elif len(made) == chosen.n == 1:
@@ -301,7 +299,8 @@ class DiffusionLM:
                 "give one in Python: DiffusionLM(lm.denoiser, tokenizer)"
             )
 
-    def _canvas(self, parts: Iterable[str | Hole]) -> Canvas:
+    def canvas(self, parts: Iterable[str | Hole]) -> Canvas:
+        """Text with holes on a canvas of this model; BadInput where it is beyond the context."""
         self._check_tokenizer()
         record = self.record
         return canvas.template(
@@ -337,7 +336,7 @@ class DiffusionLM:
         return Generation(best.text, found.ids, found.forwards, found.seconds, fills=best.fills, candidates=candidates)
 
     def _request(self, text: str, context: str, key: int) -> Request:
-        ids, given = self._canvas([context + text]).ids.tolist(), self._canvas([context]).ids.tolist()
+        ids, given = self.canvas([context + text]).ids.tolist(), self.canvas([context]).ids.tolist()
         start = scoring.shared(ids, given)
         if start == len(ids):
             raise BadInput(

@@ -84,6 +84,25 @@ class Final:
             self.emit(new)
 
 
+class Held:
+    """Hands on text that comes in pieces, but for an end that may be the `tail` which is cut off in the end."""
+
+    def __init__(self, emit: Callable[[str], Any], tail: str) -> None:
+        self.emit, self.tail = emit, tail
+        self.whole, self.sent = "", 0
+
+    def __call__(self, piece: str) -> None:
+        self.whole += piece
+        held = max(n for n in range(len(self.tail) + 1) if self.whole.endswith(self.tail[:n]))
+        self.end(self.whole[: len(self.whole) - held])
+
+    def end(self, text: str) -> None:
+        """Hand on what is new of the text."""
+        new, self.sent = text[self.sent :], max(self.sent, len(text))
+        if new:
+            self.emit(new)
+
+
 class _NobodyWaits(Exception):
     pass
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,7 @@ class Clean:
     left_to_right: bool = False  # within the clean copy
 
 
+@runtime_checkable
 class Company(Protocol):
     """Others that run rows on the same model at the same time, each from a thread of its own (serving/engine.py)."""
 

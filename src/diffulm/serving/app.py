@@ -2,34 +2,31 @@
 
     uvicorn.Server(uvicorn.Config(application(settings, Backend(settings))))
 
-An endpoint makes jobs of a checked body, hands them to the backend, and answers with what `replies` makes of the events. Whoever
+An endpoint makes jobs of a checked body, hands them to the backend, and answers with what `replies` makes of the events. Who
 asked and has gone has its jobs cancelled at once: the generator of `Backend.run` is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from email.message import Message
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
-from diffulm.serving import reference, replies
+from diffulm.serving import guard, reference, replies
 from diffulm.serving.bodies import Asked, Body, ChatBody, CompletionBody, InfillBody, ScoreBody, objection
 from diffulm.serving.job import Job, Refused
 from diffulm.serving.metrics import Metrics
@@ -41,7 +38,14 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-CODES = {400: "invalid", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+CODES = {
+    400: "invalid",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "body_too_large",
+    415: "not_json",
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A field, or the body, cannot be used; `param` names the field"},
     401: {"description": "No key, or an unknown one"},
@@ -65,53 +69,6 @@ class Gone(Refused):
         super().__init__(499, "whoever asked has gone")
 
 
-class _Body(Request):
-    """A request whose body has to come within a time and a size, and be JSON."""
-
-    settings: Settings
-
-    async def body(self) -> bytes:
-        if not hasattr(self, "_body"):
-            try:
-                async with asyncio.timeout(self.settings.timeout):
-                    self._body = await self._read(self.settings.max_body)
-            except TimeoutError:
-                raise Refused(408, f"the body did not come within {self.settings.timeout:g} s") from None
-        return self._body
-
-    async def _read(self, limit: int) -> bytes:
-        said, parts, size = self.headers.get("content-length", "0"), [], 0
-        large = Refused(413, f"the body is larger than {limit} bytes: send less, or start the server with --max-body")
-        if said.isdecimal() and int(said[:20]) > limit:
-            raise large
-        async for part in self.stream():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise large
-        return b"".join(parts)
-
-    async def json(self) -> Any:
-        raw = await self.body()
-        try:
-            found = json.loads(raw, parse_constant=_no_number)
-            if b"\\ud" in raw.lower():
-                json.dumps(found, ensure_ascii=False).encode()
-        except RecursionError:
-            raise Refused(400, "the body is nested too deeply") from None
-        except UnicodeEncodeError:
-            raise Refused(400, "the body has half a character (a lone surrogate): send whole ones") from None
-        except UnicodeDecodeError:
-            raise Refused(400, "the body is not UTF-8 text") from None
-        except ValueError as error:
-            raise Refused(400, f"the body is not JSON: {error}") from None
-        return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON's")
-
-
 class EventStream(StreamingResponse):
     """Server-sent events. However it ends, the generator behind it is closed."""
 
@@ -130,29 +87,30 @@ def application(settings: Settings, backend: Any) -> FastAPI:
 
     app = FastAPI(title="DiffuLM", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     metrics = Metrics(backend)
-    app.include_router(_api(settings, backend))
-    _service(app, backend, metrics)
+    api = _api(settings, backend, metrics)
+    app.include_router(api)
+    _service(app, backend)
     _errors(app)
     app.openapi = lambda: reference.schema(app, settings)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    routes = {route.path for route in app.routes if hasattr(route, "path")}  # pyright: ignore[reportAttributeAccessIssue]
+    routes = {route.path for route in [*api.routes, *app.routes] if hasattr(route, "path")}  # pyright: ignore[reportAttributeAccessIssue]
     app.add_middleware(_Watched, metrics=metrics, routes=routes)
     return app
 
 
-def _api(settings: Settings, backend: Any) -> APIRouter:
+def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
     """What needs a key, where there are keys."""
     errors = {status: {"model": replies.ErrorReply, **said} for status, said in ERRORS.items()}
     keyed = [Security(HTTPBearer(auto_error=False, description="One of the server's keys."))] if settings.keys else []
     if not settings.keys:
         del errors[401]
     general = {status: said for status, said in errors.items() if status == 401}
-    api = APIRouter(prefix="/v1", route_class=_route(settings), dependencies=keyed)
+    api = APIRouter(route_class=guard.route(settings), dependencies=keyed)
 
-    @api.get("/models", response_model=replies.Models, response_model_exclude_unset=True, responses=general)
+    @api.get("/v1/models", response_model=replies.Models, response_model_exclude_unset=True, responses=general)
     async def models() -> Any:
         """The models that are served; none while they are being opened."""
         known = {"object": "model", "created": 0, "owned_by": "diffulm"}
@@ -174,22 +132,22 @@ def _api(settings: Settings, backend: Any) -> APIRouter:
 
     kinds = {200: EVENTS, **errors}
 
-    @api.post("/completions", response_model=replies.Completion, responses=kinds)
+    @api.post("/v1/completions", response_model=replies.Completion, responses=kinds)
     async def completions(body: CompletionBody, request: Request) -> Any:
         """Go on from a prompt, or fill what is between it and a suffix."""
         return await answered(request, body)
 
-    @api.post("/chat/completions", response_model=replies.ChatCompletion, responses=kinds)
+    @api.post("/v1/chat/completions", response_model=replies.ChatCompletion, responses=kinds)
     async def chat(body: ChatBody, request: Request) -> Any:
         """The next reply in a conversation."""
         return await answered(request, body)
 
-    @api.post("/infill", response_model=replies.Infilled, responses=kinds)
+    @api.post("/v1/infill", response_model=replies.Infilled, responses=kinds)
     async def infill(body: InfillBody, request: Request) -> Any:
         """Fill the holes of a text; what stands around them comes back as it is."""
         return await answered(request, body)
 
-    @api.post("/score", response_model=replies.ScoreList, responses=errors)
+    @api.post("/v1/score", response_model=replies.ScoreList, responses=errors)
     async def score(body: ScoreBody, request: Request) -> Any:
         """How many nats texts cost."""
         jobs = body.jobs()
@@ -199,10 +157,14 @@ def _api(settings: Settings, backend: Any) -> APIRouter:
         await _unless_gone(request, _drained(reply.events(backend.run(jobs))))
         return replies.scores(body.model, [reply.results[number] for number in range(len(jobs))])
 
+    @api.get("/metrics", include_in_schema=False)
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     return api
 
 
-def _service(app: FastAPI, backend: Any, metrics: Metrics) -> None:
+def _service(app: FastAPI, backend: Any) -> None:
     """What everybody may see, and the page."""
 
     @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "ok"}}}}})
@@ -217,10 +179,6 @@ def _service(app: FastAPI, backend: Any, metrics: Metrics) -> None:
             raise Refused(503, "the model is not ready", code="not_ready", retry_after=1)
         return {"status": "ready"}
 
-    @app.get("/metrics", include_in_schema=False)
-    async def measured() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(reference.page(app.openapi()), headers=reference.HEADERS)
@@ -230,35 +188,6 @@ def _service(app: FastAPI, backend: Any, metrics: Metrics) -> None:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/assets", StaticFiles(directory=PAGE, check_dir=False))
-
-
-def _route(settings: Settings) -> type[APIRoute]:
-    """Routes that look at the key, the kind and the size of a request before they read it."""
-    keys = [key.encode() for key in settings.keys]
-
-    class Route(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
-
-            async def checked(request: Request) -> Response:
-                if keys:
-                    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-                    same = [hmac.compare_digest(key, given.strip().encode("latin-1", "replace")) for key in keys]
-                    if scheme.lower() != "bearer" or not any(same):
-                        message = "no such API key" if given else "give an API key: Authorization: Bearer KEY"
-                        raise Refused(401, message, code="invalid_api_key")
-                if request.method == "POST":
-                    kind = Message()
-                    kind["content-type"] = request.headers.get("content-type", "")
-                    if kind.get_content_type() != "application/json":
-                        raise Refused(415, "the body is JSON: send it with Content-Type: application/json")
-                read = _Body(request.scope, request.receive)
-                read.settings = settings
-                return await handle(read)
-
-            return checked
-
-    return Route
 
 
 def _check(body: Any, jobs: list[Job], settings: Settings, backend: Any) -> None:
@@ -343,27 +272,28 @@ def _line(chunk: dict[str, Any]) -> str:
 def _errors(app: FastAPI) -> None:
     """Whatever goes wrong has one form."""
 
-    def refused(request: Request, error: Any) -> Response:
+    async def refused(request: Request, error: Any) -> Response:
         headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        if error.status == 401:
+            headers["www-authenticate"] = "Bearer"
         if error.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is not read
         code = error.code or CODES.get(error.status)
         return JSONResponse(replies.error(error.status, error.message, error.param, code), error.status, headers)
 
-    def invalid(request: Request, error: Any) -> Response:
+    async def invalid(request: Request, error: Any) -> Response:
         errors = [one | {"loc": one["loc"][1:]} for one in error.errors()]
-        endpoint: Any = request.scope["endpoint"]
-        body: type[Body] = endpoint.__annotations__["body"]
+        body: type[Body] = get_type_hints(request.scope["endpoint"])["body"]
         param, message = objection(errors, error.body, body.model_fields)
         return JSONResponse(replies.error(400, message, param, CODES[400]), 400)
 
-    def other(request: Request, error: Any) -> Response:
+    async def other(request: Request, error: Any) -> Response:
         path = request.url.path[:80]
         message = f"{request.method} {path}: {error.detail}; /docs says what there is"
         document = replies.error(error.status_code, message, code=CODES.get(error.status_code))
         return JSONResponse(document, error.status_code, error.headers)
 
-    def ours(request: Request, error: Exception) -> Response:
+    async def ours(request: Request, error: Exception) -> Response:
         return JSONResponse(replies.error(500, "this is a fault of the server's; its log says more"), 500)
 
     app.add_exception_handler(Refused, refused)

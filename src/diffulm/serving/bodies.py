@@ -35,6 +35,7 @@ NAMES = {
     "block_size": "block",
 }
 
+UNSUPPORTED = "Not supported: nothing else is taken."
 Text = Annotated[str, StringConstraints(min_length=1)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 Texts = Annotated[list[str], Field(min_length=1)]
@@ -55,22 +56,25 @@ def _taken(source: type[BaseModel], docs: type, names: Mapping[str, str]) -> dic
     words, found = _documented(docs), {}
     for ours, theirs in names.items():
         info = source.model_fields[theirs]
-        extra = {"enum": [*sampler_names(), None]} if theirs == "sampler" else None
+        extra: Any = {"enum": [*sampler_names(), None]} if theirs == "sampler" else None
         kind = Optional[Annotated[info.annotation, *info.metadata]] if info.metadata else Optional[info.annotation]  # noqa: UP045
         found[ours] = (kind, Field(info.default, description=words.get(theirs), json_schema_extra=extra))
     return found
 
 
-def _only(*neutral: Any) -> Any:
-    """Nothing but these values: a field of OpenAI's that says nothing then."""
+def _neutral(**fields: tuple[Any, ...]) -> dict[str, Any]:
+    """Fields of OpenAI's that may have nothing but these values, with which they say nothing."""
 
-    def check(value: Any) -> Any:
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
-            raise BadInput("is not supported by this server: leave it out")
-        return value
+    def one(values: tuple[Any, ...]) -> Any:
+        def check(value: Any) -> Any:
+            if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in values):
+                raise BadInput("is not supported by this server: leave it out")
+            return value
 
-    schema: dict[str, Any] = {"enum": list(neutral), "description": "Not supported: nothing else is taken."}
-    return Annotated[Any, AfterValidator(check), WithJsonSchema(schema)]
+        schema: dict[str, Any] = {"enum": list(values), "description": UNSUPPORTED}
+        return Annotated[Any, AfterValidator(check), WithJsonSchema(schema)], None
+
+    return {name: one((None, *values)) for name, values in fields.items()}
 
 
 class Body(BaseModel):
@@ -79,16 +83,35 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-Filling = create_model("Filling", __base__=Body, **_taken(GenerateOptions, Sampling, NAMES))
+Filling = create_model("Filling", __base__=Body, **_taken(GenerateOptions, Sampling, NAMES), **_neutral(store=(False,)))
+_PENALTIES = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
+_COMPLETION = {"best_of": (1,), **_PENALTIES}
+_CHAT = {
+    **_PENALTIES,
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "service_tier": ("auto", "default"),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+# What the client's own messages carry that come back in the next request.
+_MESSAGE = {"name": (), "refusal": (), "annotations": ([],), "audio": (), "function_call": (), "tool_calls": ([],)}
 
 
-class StreamOptions(Body):
+class StreamOptions(create_model("_Stream", __base__=Body, **_neutral(include_obfuscation=(False,)))):
     include_usage: bool | None = Field(False, description="A last chunk with the usage.")
     canvas: bool | None = Field(False, description="A chunk for every canvas, with `canvas` and without choices.")
-    include_obfuscation: _only(None, False) = None
 
 
-class Asked(Filling):  # pyright: ignore[reportGeneralTypeIssues]
+class Asked(Filling):
     """What all bodies share that fill a canvas."""
 
     model: str = Field(description="One of /v1/models.")
@@ -101,7 +124,6 @@ class Asked(Filling):  # pyright: ignore[reportGeneralTypeIssues]
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Has no effect.")
     metadata: dict[str, str] | None = Field(None, description="Has no effect.")
-    store: _only(None, False) = None
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -130,7 +152,7 @@ class Asked(Filling):  # pyright: ignore[reportGeneralTypeIssues]
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class CompletionBody(Asked):
+class CompletionBody(create_model("_Completion", __base__=Asked, **_neutral(**_COMPLETION))):
     """Go on from a prompt, or fill what is between it and `suffix`."""
 
     prompt: str | Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
@@ -145,10 +167,6 @@ class CompletionBody(Asked):
         None, description="The log-probability of each new token, and of so many of the likeliest beside it."
     )
     echo: bool | None = Field(False, description="Begin the text with the prompt.")
-    best_of: _only(None, 1) = None
-    frequency_penalty: _only(None, 0) = None
-    presence_penalty: _only(None, 0) = None
-    logit_bias: _only(None, {}) = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -194,25 +212,18 @@ class TextPart(Body):
     text: str
 
 
-class Message(Body):
+class Message(create_model("_Message", __base__=Body, **_neutral(**_MESSAGE))):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="developer is another word for system."
     )
     content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: _only(None) = None
-    # What the client's own messages carry that come back in the next request.
-    refusal: _only(None) = None
-    annotations: _only(None, []) = None
-    audio: _only(None) = None
-    function_call: _only(None) = None
-    tool_calls: _only(None, []) = None
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ChatBody(Asked):
+class ChatBody(create_model("_Chat", __base__=Asked, **_neutral(**_CHAT))):
     """The assistant's next reply."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -222,22 +233,6 @@ class ChatBody(Asked):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="With logprobs: of so many of the likeliest beside it."
     )
-    response_format: _only(None, {"type": "text"}) = None
-    modalities: _only(None, ["text"]) = None
-    tools: _only(None, []) = None
-    tool_choice: _only(None, "none", "auto") = None
-    parallel_tool_calls: _only(None, True, False) = None
-    functions: _only(None, []) = None
-    function_call: _only(None, "none", "auto") = None
-    frequency_penalty: _only(None, 0) = None
-    presence_penalty: _only(None, 0) = None
-    logit_bias: _only(None, {}) = None
-    service_tier: _only(None, "auto", "default") = None
-    audio: _only(None) = None
-    prediction: _only(None) = None
-    reasoning_effort: _only(None) = None
-    verbosity: _only(None) = None
-    web_search_options: _only(None) = None
     prompt_cache_key: str | None = Field(None, description="Has no effect.")
     safety_identifier: str | None = Field(None, description="Has no effect.")
 
@@ -309,7 +304,7 @@ _Scoring = create_model(
 )
 
 
-class ScoreBody(_Scoring):  # pyright: ignore[reportGeneralTypeIssues]
+class ScoreBody(_Scoring):
     """How many nats a text costs."""
 
     model: str = Field(description="One of /v1/models.")
@@ -333,6 +328,7 @@ _WORDS = WORDS | {
     "list_type": "should be a list",
     "too_short": "has too few values",
     "model_type": "should be an object",
+    "model_attributes_type": "should be an object",
     "dict_type": "should be an object",
 }
 
@@ -343,7 +339,8 @@ def objection(errors: Sequence[Any], body: Any, fields: Mapping[str, Any]) -> tu
     errors: of one field at least, their `loc` within the body. fields: those of the body's model.
     """
     placed = [(one, *_place(one, body)) for one in errors]
-    if strange := [place for one, place, _ in placed if one["type"] == "extra_forbidden"]:
+    kind = any(one["type"] == "literal_error" and place[-1] == "type" for one, place, _ in placed)
+    if not kind and (strange := [place for one, place, _ in placed if one["type"] == "extra_forbidden"]):
         *within, name = strange[0]
         holder = next((_INSIDE[part] for part in reversed(within) if part in _INSIDE), None)
         line = str(unknown("field", str(name), holder.model_fields if holder else fields))
@@ -353,7 +350,7 @@ def objection(errors: Sequence[Any], body: Any, fields: Mapping[str, Any]) -> tu
     for one, place, branch in placed:
         if one["loc"][:1] == placed[0][0]["loc"][:1]:
             branches.setdefault(branch, (one, place))
-    first, place = max(branches.values(), key=lambda found: len(found[1]))
+    first, place = max(branches.values(), key=_depth)
     param, cause = _dotted(place), first.get("ctx", {}).get("error")
     if isinstance(cause, BadInput):
         line = str(cause)
@@ -362,7 +359,7 @@ def objection(errors: Sequence[Any], body: Any, fields: Mapping[str, Any]) -> tu
         return param or next((word for word in re.findall(r"\w+", line) if word in fields), None), line
     if first["type"] == "missing":
         return param, f"{param} is missing"
-    kinds = [one for one, where in branches.values() if where == place]
+    kinds = [found[0] for found in branches.values() if _depth(found) == _depth((first, place))]
     words = [_WORDS.get(one["type"]) or one["msg"].removeprefix("Input ") for one in kinds]
     line = " or ".join(dict.fromkeys(words)).replace(" or should be ", " or ")
     return param, f"{param or 'the body'} {line}, not {shown(first['input'])}"
@@ -379,6 +376,12 @@ def _place(error: Any, body: Any) -> tuple[tuple[str | int, ...], tuple[str | in
         else:
             kinds.append(part)
     return tuple(way), tuple(kinds)
+
+
+def _depth(found: tuple[Any, Sequence[str | int]]) -> tuple[list[int], bool]:
+    """How far into a list, and whether it is of the right kind."""
+    error, place = found
+    return [part for part in place if isinstance(part, int)], not error["type"].endswith("_type")
 
 
 def _dotted(place: Sequence[str | int]) -> str | None:

@@ -1,0 +1,151 @@
+"""The process behind the server that has the model: python -m diffulm.serving.worker
+
+JSON lines. On standard input first the `Settings`, then {"op": "start", "id": ..., "job": {...}} and {"op": "cancel",
+"id": ...}; on standard output {"event": "ready", "models": [...]} or {"event": "failed", "message": ...}, then the events
+of jobs, each with its id, and now and then {"event": "stats", ...}. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+STATS = 1.0
+"""Seconds between two events of that name."""
+
+
+class Voice:
+    """Standard output for one JSON line at a time; whatever else is printed goes to standard error."""
+
+    def __init__(self) -> None:
+        self.out: BinaryIO = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+        self.lock = threading.Lock()
+
+    def say(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        try:
+            with self.lock:
+                self.out.write(line)
+                self.out.flush()
+        except BrokenPipeError:  # the server has died, and so do we
+            os._exit(1)
+
+
+def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
+    """Load, say so, and do what is asked until `lines` end."""
+    from functools import partial
+
+    import torch
+
+    from diffulm.serving import jobs
+    from diffulm.serving.engine import Engine, Seat
+    from diffulm.serving.job import Job
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    models = opened(settings)
+    engine, seats = Engine(settings.rows), dict[str, Seat]()
+    voice.say({"event": "ready", "models": [facts(name, lm) for name, lm in models.items()]})
+
+    def tell_stats() -> None:
+        told, pause = None, threading.Event()
+        while not pause.wait(STATS):
+            now = {"forwards": engine.forwards, "rows": engine.ran, "reused": engine.reused, "seated": engine.running}
+            if now != told:
+                voice.say({"event": "stats", **now})
+            told = now
+
+    threading.Thread(target=tell_stats, daemon=True).start()
+
+    def live(seat: Seat, key: str, lm: Any, job: Job) -> None:
+        jobs.run(lm, job, seat, lambda event: voice.say({"id": key, **event}))
+        seats.pop(key, None)
+
+    for line in lines:
+        told = json.loads(line)
+        if told["op"] == "start":
+            job, key = Job(**told["job"]), told["id"]
+            lm = models[job.model]
+            seats[key] = engine.submit(jobs.expected(job, lm.reply_length), partial(live, key=key, lm=lm, job=job))
+        elif seat := seats.pop(told["id"], None):
+            seat.cancel()
+    engine.close()
+
+
+def opened(settings: Any) -> dict[str, Any]:
+    """The models by name, with all that is made once made. BadInput for what cannot be opened."""
+    import torch
+
+    from diffulm import lm as language_model
+    from diffulm.errors import BadInput
+
+    dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+    models = {name_of(settings.model): language_model.load(settings.model, settings.mask_token_id, dtype)}
+    if settings.parent is not None:
+        name = name_of(settings.parent)
+        if name in models:
+            raise BadInput(f"--parent {settings.parent}: is called {name}, as the model is; rename one of the folders")
+        models[name] = parent(settings.parent, dtype)
+    for lm in models.values():
+        lm._check_tokenizer()
+        lm.generate("", length=1)  # what is made at the first call
+    return models
+
+
+def parent(source: str, dtype: Any) -> Any:
+    """An AR model as a diffusion model whose blocks have one token: the same distribution, in the same rounds."""
+    from dataclasses import replace
+
+    from diffulm import lm as language_model
+
+    lm = language_model.adopt(source, dtype=dtype)
+    lm.denoiser.record = replace(lm.record, attention="block", block_size=1)
+    lm.denoiser.model.eval()
+    return lm
+
+
+def name_of(model: str) -> str:
+    """What clients call it: the last part of a path."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+
+
+def facts(name: str, lm: Any) -> dict[str, Any]:
+    """What clients may want to know of a model."""
+    record = lm.record
+    return {
+        "id": name,
+        "context": lm.denoiser.context,
+        "parameters": lm.denoiser.parameters,
+        "vocabulary": lm.denoiser.vocabulary,
+        "mask_token_id": record.mask_token_id,
+        "infills": record.infills,
+        "attention": record.attention,
+        "block_size": record.block_size,
+        "autoregressive": record.attention == "block" and record.block_size == 1,
+        "chat": "sft" in record.notes,
+        "reply_length": lm.reply_length,
+    }
+
+
+def main() -> int:
+    voice = Voice()
+    from diffulm.errors import BadInput
+    from diffulm.serving.settings import Settings
+
+    try:
+        serve(Settings.model_validate_json(sys.stdin.buffer.readline()), voice, sys.stdin.buffer)
+    except BadInput as error:
+        voice.say({"event": "failed", "message": str(error)})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # jobs may still stand in their threads, and nobody waits for them
