@@ -140,8 +140,9 @@ def _check_settings(verb: str, given: dict[str, Any]) -> None:
     if preset and "=" in preset:  # `prepare` takes settings alone
         settings, preset = [preset, *settings], None
     settings, config = key_values(settings), CONFIGS[verb]
-    if "epochs" in settings:
-        settings = {"tokens": "null"} | settings  # as `sft` has it
+    other = {"tokens": "epochs", "epochs": "tokens"}
+    if verb == "sft":  # where each takes the place of the other in a preset
+        settings = {other[key]: "null" for key in other if key in settings} | settings
     otherwise = dict.fromkeys(("model", "data", "out"), "x")
     if preset is None or not preset.endswith(".yaml"):
         resolve(verb, config, preset, {key: value for key, value in settings.items() if value != "..."}, otherwise)

@@ -45,7 +45,7 @@ def serving(*arguments: str, ready: bool = True) -> Iterator[Address]:
             address = Address(_when(process, log, lambda: re.findall(r"listening on (\S+)", log.read_text()))[0])
             address.process, address.stderr = process, log
             if ready:
-                _when(process, log, lambda: answers(f"{address}/ready"))
+                _when(process, log, lambda: answers(f"{address}/ready"), 0.2)
             yield address
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -65,12 +65,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def _when(process, log, found):
+def _when(process, log, found, pause=0.05):
     end = time.monotonic() + STARTS
     while time.monotonic() < end:
         if process.poll() is not None:
             raise AssertionError(f"the server ended with {process.returncode}: {log.read_text()}")
         if result := found():
             return result
-        time.sleep(0.05)
+        time.sleep(pause)
     raise AssertionError(f"not there after {STARTS} s: {log.read_text()}")

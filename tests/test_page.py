@@ -210,7 +210,7 @@ def test_a_free_hole_is_put_in_and_filled(visit):
     page = visit()
     write(page, "def close(self): self.file.close()\n")
     page.focus("#text")
-    page.keyboard.press("Home")
+    page.keyboard.press("Control+Home")
     for _ in "def ":
         page.keyboard.press("ArrowRight")
     page.fill("#tokens", "2")

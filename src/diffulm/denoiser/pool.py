@@ -43,8 +43,8 @@ class Pool:
         whole = max(0, fixed - 1) // self.chunk * self.chunk  # the last fixed column may be run again, for its logits
         shared = [self._shared(slot, ids, whole) for slot in range(len(self.known))]
         best = max(range(len(shared)), key=shared.__getitem__)
-        # of free slots the one that has most of it, else the one whose text is least worth: they stand in order of return
-        slot = best if best in self.free else self.free[0]
+        # the one that knows most of it, if it knows no more than that; else the one that has been free for longest
+        slot = best if best in self.free and self.known[best] == shared[best] else self.free[0]
         self.free.remove(slot)
         if slot != best:
             self.windows.copy(best, slot, shared[best])

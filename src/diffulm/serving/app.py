@@ -86,6 +86,7 @@ def application(settings: Settings, backend: Any) -> FastAPI:
     from diffulm import __version__
 
     app = FastAPI(title="DiffuLM", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.stopping = False
     metrics = Metrics(backend)
     api = _api(settings, backend, metrics)
     app.include_router(api)
@@ -174,9 +175,9 @@ def _service(app: FastAPI, backend: Any) -> None:
 
     @app.get("/ready", responses={503: {"model": replies.ErrorReply, **ERRORS[503]}})
     async def ready() -> dict[str, str]:
-        """The model is there."""
-        if not backend.ready:
-            raise Refused(503, "the model is not ready", code="not_ready", retry_after=1)
+        """The model is there, and the server not going down."""
+        if not backend.ready or app.state.stopping:
+            raise Refused(503, "the model is not ready, or the server is going down", code="not_ready", retry_after=1)
         return {"status": "ready"}
 
     @app.get("/docs", include_in_schema=False)

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from diffulm.errors import BadInput, shown, unknown
+from diffulm.markup import Hole, parse
 from diffulm.options import WORDS, Count, GenerateOptions, Sampling, ScoreOptions, Scoring, Seed, checked, sampler_names
 from diffulm.serving.job import Job
 
@@ -269,10 +270,7 @@ class HolePart(Body):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if self.most is not None and self.most < (self.length or 1):
-            raise BadInput(f"most is {self.most}, less than the {self.length} of length: a hole has no such length")
-        if self.choices is not None and (self.length or self.most or self.pattern):
-            raise BadInput("choices say all of a hole: leave out its length and pattern")
+        _ = Hole(**self.model_dump())
         return self
 
 
@@ -288,15 +286,25 @@ class InfillBody(Asked):
     def _fits(self) -> Self:
         if (self.text is None) == (self.parts is None):
             raise BadInput("text and parts are two ways to say one thing: give one of them")
-        if self.parts is not None and not any(isinstance(part, HolePart) for part in self.parts):
-            raise BadInput("parts has no hole: give one, such as {}")
+        if all(isinstance(part, str) for part in self.given):
+            raise BadInput(
+                f"{'parts' if self.text is None else 'text'} has no hole: write <hole:3>, or {{}} for a part"
+            )
         return self
+
+    @property
+    def given(self) -> list[str | dict[str, Any]]:
+        """Texts and holes as a job has them."""
+        if self.text is not None:
+            parts = [part if isinstance(part, str) else vars(part) for part in parse(self.text)]
+        else:
+            parts = [part if isinstance(part, str) else part.model_dump() for part in self.parts or []]
+        return [part if isinstance(part, str) else {k: v for k, v in part.items() if v is not None} for part in parts]
 
     def jobs(self, seed: int) -> list[Job]:
         """One: n is for it."""
-        parts = [part if isinstance(part, str) else part.model_dump(exclude_none=True) for part in self.parts or []]
-        said = {"text": self.text} if self.text is not None else {"parts": parts}
-        return [Job("infill", self.model, said, self.options(seed) | {"n": self.choices}, canvas=self.canvas)]
+        options = self.options(seed) | {"n": self.choices}
+        return [Job("infill", self.model, {"parts": self.given}, options, canvas=self.canvas)]
 
 
 _Scoring = create_model(

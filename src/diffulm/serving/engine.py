@@ -146,7 +146,8 @@ class Engine:
         self._wide: dict[Hashable, Wide] = {}
         self._last = 0.0
         self._closed = False
-        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._thread.start()
 
     def submit(self, expected: int, run: Callable[[Seat], Any]) -> Seat:
         """Start `run(seat)` in a thread of its own when its turn comes. expected: forwards it may need.
@@ -180,6 +181,7 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._thread.join()
 
     def _begin(self) -> None:
         """Start waiting jobs that are among the most urgent. Called with the lock held."""
@@ -235,16 +237,19 @@ class Engine:
                 if self._closed:
                     return
                 self._gather()
-                self._pending.sort(key=lambda row: row.asked.seat.order)
                 chosen, self._pending = self._pending[: self.rows], self._pending[self.rows :]
             self._run(chosen)
 
     def _gather(self) -> None:
-        """Wait for the jobs that will ask in a moment, for a part of the time that a round takes."""
+        """Put the most urgent rows first; wait for the jobs whose rows will be among them in a moment, for a part of the time
+        that a round takes."""
         until = time.perf_counter() + PATIENCE * self._last
-        while len(self._pending) < self.rows and any(not seat.waiting for seat in self._seated):
+        while True:
+            self._pending.sort(key=lambda row: row.asked.seat.order)
+            last = self._pending[self.rows - 1].asked.seat.order if len(self._pending) >= self.rows else None
+            awaited = any(not seat.waiting and (last is None or seat.order < last) for seat in self._seated)
             left = until - time.perf_counter()
-            if left <= 0 or self._closed:
+            if not awaited or left <= 0 or self._closed:
                 return
             self._changed.wait(left)
 

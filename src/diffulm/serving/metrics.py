@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+QUIET = ("/health", "/ready", "/metrics")
+"""Asked every few seconds by whatever watches a server: not logged."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -39,7 +41,7 @@ class Metrics(Collector):
         for name, words in {
             "forwards": "Forwards of the model",
             "rows": "Rows of all forwards; by forwards: how full they were",
-            "tokens": "New tokens that were computed",
+            "reused": "Columns of prompts that were not computed again",
             "restarts": "Starts of a worker after the first",
         }.items():
             yield CounterMetricFamily(f"diffulm_{name}", words, backend.stats.get(name, 0))
@@ -55,6 +57,8 @@ class Metrics(Collector):
         self.whole.labels(route).observe(seconds)
         if (first := state.get("first")) is not None:
             self.first.labels(route).observe(first - began)
+        if route in QUIET:
+            return
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {method} {route} {status} {seconds:.3f} s {tokens} tokens"
         with contextlib.suppress(OSError):  # nobody is there to read it
             print(line, *state.get("said", ()), file=sys.stderr, flush=True)

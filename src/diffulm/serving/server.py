@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -38,10 +39,13 @@ class _Server(uvicorn.Server):
 
 
 async def _served(settings: Settings, listener: socket.socket) -> None:
-    backend, stop, loop = Backend(settings), asyncio.Event(), asyncio.get_running_loop()
+    backend, loop = Backend(settings), asyncio.get_running_loop()
+    stop, force = asyncio.Event(), asyncio.Event()
+    app = application(settings, backend)
+    app.openapi()  # half a second that nobody is to wait for later
     server = _Server(
         uvicorn.Config(
-            application(settings, backend),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -51,33 +55,24 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
         )
     )
 
-    def told() -> None:
-        if stop.is_set():  # for the second time: at once
-            server.force_exit = server.should_exit = True
-            closing.cancel()
-        stop.set()
-
     async def opened() -> None:
         await backend.open()
-        while not backend.ready:
-            await asyncio.sleep(0.05)
+        await backend.loaded()
         _say(f"ready: {', '.join(one['id'] for one in backend.models)}")
         await stop.wait()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, lambda: (force if stop.is_set() else stop).set())
     opening, serving = asyncio.ensure_future(opened()), asyncio.ensure_future(server.serve([listener]))
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((opening, serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-    closing = asyncio.ensure_future(backend.close(settings.grace))
-    stop.set()
-    with contextlib.suppress(asyncio.CancelledError):
-        await closing
-    server.should_exit = True
+    told = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((opening, serving, told), return_when=asyncio.FIRST_COMPLETED)
+    app.state.stopping = True
+    closing, forced = asyncio.ensure_future(backend.close(settings.grace)), asyncio.ensure_future(force.wait())
+    await asyncio.wait((closing, forced), return_when=asyncio.FIRST_COMPLETED)
+    server.force_exit, server.should_exit = force.is_set(), True
     await serving
     if opening.done():
         opening.result()
-    opening.cancel()
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -85,9 +80,9 @@ def _listening(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        hint = "take another --port, or 0 for one that is free" if isinstance(error, PermissionError) else ""
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"cannot listen at {host}:{port}: {reason}; {hint or 'give another --host or --port'}") from None
+        known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
+        reason = os.strerror(known) if known else getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot listen at {host}:{port}: {reason}; give another --host or --port") from None
 
 
 def _say(line: str) -> None:

@@ -41,12 +41,14 @@ function choose() {
   buttons();
 }
 
-// Till the server has read its model.
+// Till the server has read its model. false where it wants a key and nobody gives one.
 async function meet() {
   for (;;) {
     try {
       models = (await (await ask("v1/models")).json()).data;
       if (models.length) break;
+      settings.forgive();
+      at("facts").textContent = "The server is still reading its model ...";
     } catch (error) {
       settings.forgive();
       settings.complain(error);
