@@ -17,7 +17,7 @@ export function begin() {
   [frames, now, live] = [[], -1, true];
   canvas.replaceChildren();
   canvas.setAttribute("aria-busy", "true");
-  line.textContent = "The first step is being computed ...";
+  line.textContent = "Nothing to see yet. Where the model picks the length, it tries all of them first.";
   slider.max = slider.value = 0;
 }
 

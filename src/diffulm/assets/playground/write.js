@@ -7,7 +7,7 @@ import * as replay from "./replay.js";
 import { busy, cost, running } from "./run.js";
 import * as settings from "./settings.js";
 
-const HOLE = /<hole(?::(?:\d+-)?(\d+))?>/g;
+const HOLE = /<hole(?::(?:\d+-)?(\d+)|:[^<>]*)?>/g;
 const FREE = 16; // tokens of a hole that names no length, at most
 const text = at("text");
 const past = []; // [text, selection] before each rewrite
@@ -75,7 +75,7 @@ export function rewrite() {
     const reply = await infill({ parts }, hole.most ?? hole.length, seed, signal);
     const [fill] = reply.fills;
     put(before + fill + after, from, from + fill.length);
-    tell(fill === old ? "The same text came again; more variety or another length gives others." : `Rewritten: ${short(fill)}`, reply, seed);
+    tell(fill === old ? "The same text came again; more variety or another length gives others." : `Rewritten: “${short(fill)}”`, reply, seed);
     return [before, reply];
   });
 }
@@ -89,7 +89,7 @@ export function fill() {
     const reply = await infill({ text: value }, most, seed, signal);
     const from = marks[0].index;
     put(reply.text, from, from + reply.fills[0].length);
-    tell(`Filled: ${reply.fills.map((one) => short(one)).join(" | ")}`, reply, seed);
+    tell(`Filled: ${reply.fills.map((one) => `“${short(one)}”`).join(", ")}`, reply, seed);
     return [value.slice(0, from), reply];
   });
 }
@@ -100,7 +100,7 @@ export function proceed() {
     const body = { model: models.model.id, prompt: value, ...settings.body(settings.length(16), seed) };
     const reply = await streamed("v1/completions", body, signal, { canvas: replay.add });
     put(value + reply.text, value.length, value.length + reply.text.length);
-    tell(`Continued: ${short(reply.text)}`, reply, seed);
+    tell(`Continued: “${short(reply.text)}”`, reply, seed);
     return [value, reply];
   });
 }
