@@ -37,7 +37,7 @@ BASE = {
     "generate": "pocket --length 1", "infill": "pocket --text a<hole:1>", "score": "pocket --text a",
     "inspect": "pocket-ar --no-probe", "import": "plain out --mask-token-id 63", "export": "pocket out",
     "adapt": "tiny --plan model=gpt2", "eval": "pocket --suite lambada --data-dir .", "chat": "pocket",
-    "fill": "pocket --text a<hole:1>",
+    "fill": "pocket --text a<hole:1>", "serve": "pocket",
 }  # fmt: skip
 NEVER = ("-1", "0", "nan", "inf", "-inf", "1e400", HUGE, "x")
 # An id 0 is a token, a seed 0 is a seed; a very high temperature is the uniform distribution.
@@ -50,6 +50,8 @@ ALLOWED = {
     ("--min-p", "0"),
     ("--remask", "0"),
     ("--seed", "0"),
+    ("--port", "0"),
+    ("--queue", "0"),
     ("--mask-token-id", "0"),
     ("--bos-token-id", "0"),
     ("--shots", "0"),

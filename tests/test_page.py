@@ -90,7 +90,7 @@ def refused(status, message, param=None, **headers):
 @browsing
 def test_a_selection_is_rewritten_and_replayed(visit):
     page = visit()
-    write(page, SOURCE, "first + second")
+    write(page, SOURCE, "+ second")
     page.evaluate("""() => {
         window.seen = [];
         const look = () => window.seen.push(document.querySelectorAll("#canvas .masked").length);
@@ -100,7 +100,7 @@ def test_a_selection_is_rewritten_and_replayed(visit):
     page.keyboard.press("Control+Enter")
     idle(page)
     expect(page.locator("#said")).to_contain_text(re.compile("Rewritten:|The same text"))
-    before, after = SOURCE.split("first + second")
+    before, after = SOURCE.split("+ second")
     text = page.input_value("#text")
     assert text.startswith(before) and text.endswith(after) and len(text) > len(before + after)
     expect(page.locator("#frame")).to_contain_text(", 0 masked")
@@ -140,6 +140,7 @@ def test_the_parent_stands_beside_it(visit):
 def test_a_link_gives_the_text_again(visit, server):
     page = visit()
     page.fill("#temperature", "1")
+    page.fill("#max_tokens", "6")
     page.uncheck("#ask-parent")
     write(page, "import os\n\n")
     press(page, "#continue")
@@ -260,7 +261,7 @@ def test_several_tokens_at_a_time(visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_and_the_colours(visit, scheme):
     page = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    write(page, SOURCE + "x" * 100, "first + second")
+    write(page, SOURCE + "x" * 100, "+ second")
     press(page, "#rewrite")
     page.click("#settings summary")
     found = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
@@ -473,7 +474,6 @@ def test_a_conversation_goes_on_retries_and_clears(visit, server):
     page = visit(
         "/#do=chat&messages=" + "%5B%7B%22role%22%3A%22user%22%2C%22content%22%3A%22def+f%22%7D%5D&model=pocket&seed=3"
     )
-    page.fill("#max_tokens", "6")
     press(page, "#linked-run")
     assert page.locator("#talk li").count() == 2
     page.fill("#system", "Write Python.")

@@ -26,10 +26,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
+from diffulm.errors import shown
 from diffulm.serving import guard, reference, replies
-from diffulm.serving.bodies import Asked, Body, ChatBody, CompletionBody, InfillBody, ScoreBody, objection
+from diffulm.serving.bodies import Asked, Body, ChatBody, CompletionBody, InfillBody, ScoreBody
 from diffulm.serving.job import Job, Refused
 from diffulm.serving.metrics import Metrics
+from diffulm.serving.objection import objection
 from diffulm.serving.settings import Settings
 
 PAGE = Path(__file__).parents[1] / "assets" / "playground"
@@ -117,43 +119,28 @@ def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
         known = {"object": "model", "created": 0, "owned_by": "diffulm"}
         return {"object": "list", "data": [known | one for one in backend.models]}
 
-    async def answered(request: Request, body: Asked) -> Any:
-        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        reply, jobs = replies.begun(body, seed), body.jobs(seed)  # pyright: ignore[reportAttributeAccessIssue]
-        _check(body, jobs, settings, backend)
-        _note(request, jobs, settings)
-        events = backend.run(jobs)
-        try:
-            if body.stream:
-                return await _streamed(request, reply, reply.chunks(events))
-            await _unless_gone(request, _drained(reply.events(events)))
-            return reply.whole()
-        finally:
-            _note_reply(request, reply)
-
     kinds = {200: EVENTS, **errors}
 
     @api.post("/v1/completions", response_model=replies.Completion, responses=kinds)
     async def completions(body: CompletionBody, request: Request) -> Any:
         """Go on from a prompt, or fill what is between it and a suffix."""
-        return await answered(request, body)
+        return await _answered(request, body, settings, backend)
 
     @api.post("/v1/chat/completions", response_model=replies.ChatCompletion, responses=kinds)
     async def chat(body: ChatBody, request: Request) -> Any:
         """The next reply in a conversation."""
-        return await answered(request, body)
+        return await _answered(request, body, settings, backend)
 
     @api.post("/v1/infill", response_model=replies.Infilled, responses=kinds)
     async def infill(body: InfillBody, request: Request) -> Any:
         """Fill the holes of a text; what stands around them comes back as it is."""
-        return await answered(request, body)
+        return await _answered(request, body, settings, backend)
 
     @api.post("/v1/score", response_model=replies.ScoreList, responses=errors)
     async def score(body: ScoreBody, request: Request) -> Any:
         """How many nats texts cost."""
         jobs = body.jobs()
-        _check(body, jobs, settings, backend)
-        _note(request, jobs, settings)
+        _check(request, body, jobs, settings, backend)
         reply = replies.Reply(body, 0)  # pyright: ignore[reportArgumentType]
         await _unless_gone(request, _drained(reply.events(backend.run(jobs))))
         return replies.scores(body.model, [reply.results[number] for number in range(len(jobs))])
@@ -191,34 +178,44 @@ def _service(app: FastAPI, backend: Any) -> None:
     app.mount("/assets", StaticFiles(directory=PAGE, check_dir=False))
 
 
-def _check(body: Any, jobs: list[Job], settings: Settings, backend: Any) -> None:
-    """Refused for what this server does not take, whatever the model."""
+async def _answered(request: Request, body: Asked, settings: Settings, backend: Any) -> Any:
+    seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+    reply, jobs = replies.begun(body, seed), body.jobs(seed)
+    _check(request, body, jobs, settings, backend)
+    events = backend.run(jobs)
+    try:
+        if body.stream:
+            return await _streamed(request, reply, reply.chunks(events))
+        await _unless_gone(request, _drained(reply.events(events)))
+        return reply.whole()
+    finally:
+        _note(request, reply)
+
+
+def _check(request: Request, body: Any, jobs: list[Job], settings: Settings, backend: Any) -> None:
+    """Refused for what this server does not take, whatever the model. What is taken may be logged."""
     known = [one["id"] for one in backend.models]
     if not known:
         raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
     if body.model not in known:
-        message = f"model {body.model[:80]!r} is not served here; there are: {', '.join(known)}"
+        message = f"model {shown(body.model)} is not served here; there are: {', '.join(known)}"
         raise Refused(404, message, param="model", code="model_not_found")
-    texts = {"prompt": getattr(body, "prompts", ()), "text": getattr(body, "texts", ())}
-    for name, given in {"n": getattr(body, "n", 0), "steps": getattr(body, "steps", 0)}.items():
-        most = getattr(settings, f"max_{name}")
-        if (given or 0) > most:
+    for name, most in reference.limits(settings).items():
+        given = getattr(body, name, None) or 0
+        if given > most:
             raise Refused(400, f"{name} is {given}; this server takes at most {most}", param=name)
-    for name, given in texts.items():
-        if len(given) > settings.max_prompts:
-            message = f"{name} has {len(given)} texts; this server takes at most {settings.max_prompts} in a request"
+    for name, texts in {"prompt": getattr(body, "prompts", ()), "text": getattr(body, "texts", ())}.items():
+        if len(texts) > settings.max_prompts:
+            message = f"{name} has {len(texts)} texts; this server takes at most {settings.max_prompts} in a request"
             raise Refused(400, message, param=name)
     if len(jobs) > settings.rows + settings.queue:
         message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
         raise Refused(400, message, param="n")
-
-
-def _note(request: Request, jobs: list[Job], settings: Settings) -> None:
     if settings.log_prompts:
         request.state.said = [json.dumps([job.input for job in jobs])]
 
 
-def _note_reply(request: Request, reply: replies.Reply) -> None:
+def _note(request: Request, reply: replies.Reply) -> None:
     request.state.tokens, request.state.first = reply.tokens, reply.first
 
 
@@ -253,15 +250,15 @@ async def _streamed(request: Request, reply: replies.Reply, chunks: AsyncGenerat
 
     async def lines() -> AsyncGenerator[str]:
         async with aclosing(chunks):
-            yield _line(first)
             try:
+                yield _line(first)
                 async for chunk in chunks:
                     yield _line(chunk)
+                yield "data: [DONE]\n\n"
             except Refused as refused:
                 yield _line(replies.error(refused.status, refused.message, refused.param, refused.code))
-            else:
-                yield "data: [DONE]\n\n"
-            _note_reply(request, reply)
+            finally:
+                _note(request, reply)
 
     return EventStream(lines(), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 

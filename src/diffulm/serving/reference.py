@@ -21,6 +21,11 @@ code { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 """
 
 
+def limits(settings: Settings) -> dict[str, int]:
+    """What a number in a body may be at most, where the server says it."""
+    return {"n": settings.max_n, "steps": settings.max_steps, "samples": settings.max_steps}
+
+
 def schema(app: FastAPI, settings: Settings) -> Schema:
     """The OpenAPI document: FastAPI's, with this server's limits, and without its 422 that never comes."""
     if app.openapi_schema:
@@ -34,7 +39,7 @@ def schema(app: FastAPI, settings: Settings) -> Schema:
         models.pop(name, None)
     for model in models.values():
         fields = model.get("properties", {})
-        for name, most in {"n": settings.max_n, "steps": settings.max_steps}.items():
+        for name, most in limits(settings).items():
             for kind in fields.get(name, {}).get("anyOf", ()):
                 if kind.get("type") == "integer":
                     kind.pop("exclusiveMaximum", None)

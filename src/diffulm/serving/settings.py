@@ -19,7 +19,7 @@ class Settings(Options):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0: the system picks one."""
-    mask_token_id: Annotated[int, Field(ge=0)] | None = None
+    mask_token_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     dtype: str | None = None
     threads: Count | None = None
     """Of a forward; None: torch's own choice."""

@@ -1,6 +1,12 @@
 // The address as a memory: everything that makes a result, behind the #, so that no server sees it.
 
-export const write = (state) => history.replaceState(null, "", `#${new URLSearchParams(state)}`);
+export function write(state) {
+  try {
+    history.replaceState(null, "", `#${new URLSearchParams(state)}`);
+  } catch {
+    history.replaceState(null, "", "#"); // longer than the browser lets an address be
+  }
+}
 
 // null where the address carries nothing.
 export function read() {

@@ -36,7 +36,8 @@ export function restore(state) {
 // The line of the server beside the field that it names, or below the buttons where it names none of ours.
 export function complain(error) {
   const param = error.param ?? "";
-  const names = [param, param.split(".").at(-1), param.split(".")[0]].filter(Boolean);
+  const hole = param.startsWith("parts.") ? "length" : param; // of the parts only the hole can be wrong
+  const names = [param.split(".").at(-1), hole, param.split(".")[0]].filter(Boolean);
   const field = names.map((name) => document.querySelector(`[data-param~="${CSS.escape(name)}"]`)).find(Boolean);
   if (!field || field.closest("[hidden]")) {
     at("problem").textContent = error.message;

@@ -61,6 +61,8 @@ function seen() {
 
 // What the key does: what there is to do.
 export function act() {
+  if (!models.model) return undefined;
+  if (models.model.infills === false) return proceed();
   if (text.selectionStart !== text.selectionEnd) return rewrite();
   return text.value.match(HOLE) ? fill() : proceed();
 }
