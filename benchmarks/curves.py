@@ -35,7 +35,7 @@ from diffulm.canvas import Canvas
 from diffulm.checkpoint.load import load
 from diffulm.checkpoint.opening import open_parent
 from diffulm.data import stdlib
-from diffulm.denoiser.cache import _Windows
+from diffulm.denoiser.cache import Windows
 from diffulm.denoiser.quiet import quietly
 from diffulm.denoiser.tile import bucket
 from diffulm.evaluation import generation, infilling
@@ -143,14 +143,14 @@ class Model:
         if kind == "holes":
             return self.refilled(self.filled(options))
         seen: list[int] = []
-        ask = _Windows._windows
+        ask = Windows._windows
 
         def counted(*asked: Any) -> Any:
             windows = ask(*asked)
             seen.append(sum(end - start for start, end in windows.values()))
             return windows
 
-        with mock.patch.object(_Windows, "_windows", counted):
+        with mock.patch.object(Windows, "_windows", counted):
             done = self.drawn(CACHED_SAMPLES, CACHED_LENGTH, options) if kind == "cache" else self.filled(options)
         every = sum(one.forwards * bucket(len(one.ids), self.denoiser.context) for one in done)
         positions = (sum(seen) or every) / sum(one.forwards for one in done)

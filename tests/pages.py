@@ -158,7 +158,9 @@ def check(block: Block) -> None:
         for piece in every_piece(block):
             if (words := arguments(piece)) is not None:
                 parse(words)
-            elif script := next((word for word in piece if word.startswith("benchmarks/") and word.endswith(".py")), None):
+            elif script := next(
+                (word for word in piece if word.startswith("benchmarks/") and word.endswith(".py")), None
+            ):
                 source = (ROOT / script).read_text("utf-8")
                 assert all(word in source for word in piece if word.startswith("--")), piece
     elif block.language == "python":
@@ -171,7 +173,9 @@ def script(block: Block) -> str:
     """The lines of a shell block that can run in a test."""
     commands = ["diffulm demo" if command.strip() == "make demo" else command for command in block.commands]
     if block.mark == "short":
-        commands = [re.sub(r"diffulm (?:adapt|sft) [^|&;#]*[^|&;# ]", rf"\g<0> {SHORT}", command) for command in commands]
+        commands = [
+            re.sub(r"diffulm (?:adapt|sft) [^|&;#]*[^|&;# ]", rf"\g<0> {SHORT}", command) for command in commands
+        ]
     return "\n".join(command for command in commands if pieces(command)[0][0] not in NOT_HERE)
 
 

@@ -1,121 +1,255 @@
-"""The HTTP face over a backend that is made up here: bodies, errors, shapes of replies, order of chunks; and with the official
-client on the real server."""
+"""The HTTP face over a backend that is made up: what is asked of it, shapes of replies, order of chunks, what is said of errors."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator
-from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
+from diffulm.options import GenerateOptions, ScoreOptions
 from diffulm.serving.app import application
-from diffulm.serving.job import Job, Refused
+from diffulm.serving.bodies import NAMES
+from diffulm.serving.job import Refused
 from diffulm.serving.settings import Settings
+from fake_backend import CHAT, COMPLETE, HOLES, INFILL, PROMPT, SCORE, TALK, TEXT, Made, ask, asked
 
-MODELS = [{"id": "tiny", "context": 64, "infills": True}]
-
-
-class Made:
-    """The face of `Backend`: a text of as many words as were asked for, in pieces of one word."""
-
-    def __init__(self, **kept: Any) -> None:
-        self.ready, self.models, self.waiting, self.running = True, MODELS, 0, 0
-        self.stats = {"forwards": 7, "rows": 21, "tokens": 3, "restarts": 1}
-        self.jobs: list[Job] = []
-        self.closed = 0
-        self.__dict__ |= kept
-
-    refused: Refused | None = None
-    error: dict[str, Any] | None = None
-    """An event that comes after the first text."""
-    hold: asyncio.Event | None = None
-    """What the end of each job waits for."""
-
-    async def run(self, jobs: list[Job]) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
-        if self.refused:
-            raise self.refused
-        self.jobs = jobs
-        try:
-            for number, job in enumerate(jobs):
-                words = [f" w{number}.{i}" for i in range(job.options.get("length") or 3)]
-                for step, word in enumerate(words):
-                    if job.canvas:
-                        yield number, {"event": "canvas", "step": step, "masked": 1, "tokens": [[word, 0.5, True]]}
-                    if job.text and step < len(words) - 1:  # the last word comes with the end
-                        yield number, {"event": "text", "text": word}
-                if self.error:
-                    yield number, {"event": "error", **self.error}
-                    return
-                if self.hold:
-                    await self.hold.wait()
-                yield number, {"event": "done", "result": self.result(job, words)}
-        finally:
-            self.closed += 1
-
-    def result(self, job: Job, words: list[str]) -> dict[str, Any]:
-        spent = {"prompt_tokens": 5, "completion_tokens": len(words), "forwards": 2, "seconds": 0.1}
-        if job.kind == "score":
-            return {"nats": float("inf"), "stderr": 0.5, "tokens": 4, "forwards": 8, "seconds": 0.1}
-        if job.kind == "infill":
-            ways = [{"text": "a b c", "fills": ["b"], "score": float("nan")}]
-            return {"text": "a b c", "fills": ["b"], "candidates": ways, **spent}
-        top = [[" w", -1.0], [" x", float("-inf")]][: job.logprobs]
-        tokens = [{"token": word, "logprob": -1.5, "top": top} for word in words]
-        detail = {"logprobs": None if job.logprobs is None else tokens}
-        return {"text": "".join(words), "ids": [1, 2], "finish_reason": "length", **detail, **spent}
+# -- what is asked of the backend, and what is made of its answers
 
 
-class Answer:
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> tuple[int, str | None, str]:
-        error = self.json["error"]
-        assert set(error) == {"message", "type", "param", "code"} and "\n" not in error["message"]
-        return self.status, error["param"], error["message"]
-
-    @property
-    def chunks(self) -> list[Any]:
-        """The events of a stream; what ends it is there as it is."""
-        lines = self.body.decode().split("\n\n")
-        assert lines.pop() == "" and all(line.startswith("data: ") for line in lines)
-        return [line if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
+def test_choices_of_prompts_are_jobs_prompt_by_prompt():
+    backend = Made()
+    body = PROMPT | {
+        "prompt": ["a", "b"],
+        "n": 2,
+        "max_tokens": 2,
+        "seed": 5,
+        "block_size": 4,
+        "stop": "x",
+        "steps": None,
+    }
+    answer = ask(COMPLETE, body, backend).json
+    assert [job.input for job in backend.jobs] == [{"prompt": p, "draw": d} for p in "ab" for d in (0, 1)]
+    assert all(job.options == {"block": 4, "stop": ["x"], "seed": 5, "length": 2} for job in backend.jobs)
+    assert [(one["index"], one["text"]) for one in answer["choices"]] == [(i, f" w{i}.0 w{i}.1") for i in range(4)]
+    # the prompt of two choices counts once
+    spent = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18, "forwards": 8, "tokens_per_forward": 1.0}
+    assert answer["usage"] == spent and answer["seed"] == 5 and answer["object"] == "text_completion"
 
 
-async def asked(app: Any, path: str, body: Any = None, *, gone: asyncio.Event | None = None, **headers: str) -> Answer:
-    """One request to an ASGI app: POST where there is a body. gone: when whoever asked goes away."""
-    raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http",
-        "method": "GET" if body is None else "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "root_path": "", "headers": [(name.encode(), value.encode()) for name, value in named.items()],
-        "client": ("test", 1), "server": ("test", 80),
+def test_ids_are_a_prompt():
+    backend = Made()
+    assert len(ask(COMPLETE, PROMPT | {"prompt": [[1, 2], [3]]}, backend).json["choices"]) == 2
+    assert [job.input["prompt"] for job in backend.jobs] == [[1, 2], [3]]
+    assert len(ask(COMPLETE, PROMPT | {"prompt": [1, 2]}, backend).json["choices"]) == 1
+
+
+def test_a_seed_is_drawn_and_told():
+    backend = Made()
+    told = {ask(COMPLETE, PROMPT, backend).json["seed"] for _ in range(4)}
+    assert len(told) > 1 and backend.jobs[0].options["seed"] in told
+
+
+def test_a_suffix_makes_a_hole():
+    backend = Made()
+    answer = ask(COMPLETE, PROMPT | {"suffix": "z", "min_tokens": 3, "max_tokens": 8, "echo": True}, backend).json
+    assert backend.jobs[0].kind == "infill"
+    assert backend.jobs[0].input["parts"] == ["a", {"length": 3, "most": 8}, "z"]
+    assert answer["choices"][0]["text"] == "ab" and answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_holes_of_all_kinds():
+    backend = Made()
+    answer = ask(INFILL, HOLES | {"text": "a <hole:2> b <hole:1-4><hole>", "n": 3}, backend).json
+    assert backend.jobs[0].input["parts"] == ["a ", {"length": 2}, " b ", {"length": 1, "most": 4}, {}]
+    assert len(backend.jobs) == 1 and backend.jobs[0].options["n"] == 3
+    assert answer["fills"] == ["b"] and answer["candidates"] == [{"text": "a b c", "fills": ["b"], "score": None}]
+    parts = ["<hole:2>", {"choices": ["x", "y"]}, {"pattern": "[0-9]+", "most": 4}]
+    assert ask(INFILL, {"model": "tiny", "parts": parts}, backend).status == 200
+    assert backend.jobs[0].input["parts"] == parts
+
+
+def test_what_openai_s_client_adds_has_no_effect_and_the_rest_is_neutral():
+    idle = {"user": "me", "metadata": {"a": "b"}, "store": False, "frequency_penalty": 0.0, "logit_bias": {}}
+    assert ask(COMPLETE, PROMPT | idle | {"best_of": 1, "suffix": ""}).status == 200
+    chat = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "parallel_tool_calls": True}
+    assert ask(CHAT, TALK | idle | chat | {"modalities": ["text"], "service_tier": "auto"}).status == 200
+    fields = dict.fromkeys(ask("/openapi.json").json["components"]["schemas"]["ChatBody"]["properties"])
+    assert ask(CHAT, fields | TALK).status == 200  # null is what is not given
+
+
+def test_a_conversation_is_handed_on_as_text():
+    backend = Made()
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    reply = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "annotations": []}
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}, reply]
+    answer = ask(CHAT, TALK | {"messages": messages, "max_completion_tokens": 2, "n": 2}, backend).json
+    said = [("system", "be brief"), ("user", "hello"), ("assistant", "b")]
+    assert backend.jobs[1].input == {
+        "messages": [{"role": role, "content": text} for role, text in said], "length": 2, "draw": 1,
     }  # fmt: skip
-    parts = [{"type": "http.request", "body": raw, "more_body": False}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        if parts:
-            return parts.pop()
-        await (gone or asyncio.Event()).wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return Answer(sent[0]["status"], fields, b"".join(one["body"] for one in sent[1:]))
+    assert answer["choices"][1]["message"] == {"role": "assistant", "content": " w1.0 w1.1 w1.2", "refusal": None}
 
 
-def ask(path: str, body: Any = None, backend: Made | None = None, settings: Any = None, **headers: str) -> Answer:
-    app = application(Settings(model="tiny", **settings or {}), backend or Made())
-    return asyncio.run(asked(app, path, body, **headers))
+def test_logprobs():
+    answer = ask(COMPLETE, PROMPT | {"max_tokens": 2, "logprobs": 2}).json["choices"][0]["logprobs"]
+    assert answer["tokens"] == [" w0.0", " w0.1"] and answer["text_offset"] == [0, 5]
+    assert answer["token_logprobs"] == [-1.5, -1.5]
+    assert answer["top_logprobs"][0] == {" w": -1.0, " x": -9999.0, " w0.0": -1.5}  # JSON has no infinity
+    assert ask(COMPLETE, PROMPT | {"logprobs": 0}).json["choices"][0]["logprobs"]["top_logprobs"] is None
+    first = ask(CHAT, TALK | {"logprobs": True, "top_logprobs": 1}).json["choices"][0]["logprobs"]["content"][0]
+    top = {"token": " w", "bytes": [32, 119], "logprob": -1.0}
+    assert first == {"token": " w0.0", "bytes": list(b" w0.0"), "logprob": -1.5, "top_logprobs": [top]}
+
+
+def test_scores():
+    backend = Made()
+    answer = ask(SCORE, TEXT | {"text": ["a", "b"], "context": "c", "method": "left_to_right"}, backend).json
+    assert [job.input for job in backend.jobs] == [{"text": text, "context": "c"} for text in "ab"]
+    assert backend.jobs[0].options == {"method": "left_to_right", "samples": 64, "seed": 0}
+    assert answer["data"] == [{"nats": None, "stderr": 0.5, "tokens": 4}] * 2  # an infinite one is null
+    assert answer["usage"]["forwards"] == 16
+
+
+# -- streams
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(COMPLETE, PROMPT | {"echo": True}), (CHAT, TALK), (COMPLETE, PROMPT | {"suffix": "z"})]
+)
+def test_the_chunks_of_a_choice_are_its_text(path, body):
+    body = body | {"n": 2, "seed": 1, "max_tokens": 4}
+    whole = ask(path, body).json
+    *chunks, done = ask(path, body | {"stream": True}).chunks
+    assert done == "data: [DONE]"
+    assert {(one["id"], one["model"], one["seed"]) for one in chunks} == {(chunks[0]["id"], "tiny", 1)}
+    assert {one["object"] for one in chunks} == {"chat.completion.chunk" if path == CHAT else "text_completion"}
+    for number, choice in enumerate(whole["choices"]):
+        mine = [one["choices"][0] for one in chunks if one["choices"][0]["index"] == number]
+        if path == CHAT:
+            assert mine[0]["delta"]["role"] == "assistant" and mine[-1]["delta"] == {}
+            text = "".join(one["delta"].get("content", "") for one in mine)
+            assert text == choice["message"]["content"]
+        else:
+            assert "".join(one["text"] for one in mine) == choice["text"]
+        assert [one["finish_reason"] for one in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+
+
+def test_canvases_and_usage_are_chunks_without_choices():
+    body = PROMPT | {"stream": True, "max_tokens": 3, "stream_options": {"canvas": True, "include_usage": True}}
+    *chunks, usage, _ = ask(COMPLETE, body).chunks
+    canvases = [one["canvas"] for one in chunks if "canvas" in one]
+    assert [one["step"] for one in canvases] == [0, 1, 2]
+    assert canvases[0] == {"index": 0, "step": 0, "masked": 1, "tokens": [[" w0.0", 0.5, True]]}
+    assert all((one["choices"] == []) == ("canvas" in one) and one["usage"] is None for one in chunks)
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 3
+    assert "canvas" in chunks[0] and chunks[1]["choices"][0]["text"] == " w0.0"  # in the order in which they came
+
+
+def test_a_stream_of_holes_ends_with_the_whole():
+    *canvases, whole, done = ask(INFILL, HOLES | {"stream": True, "stream_options": {"canvas": True}}).chunks
+    assert [one["canvas"]["step"] for one in canvases] == [0, 1, 2] and done == "data: [DONE]"
+    assert whole["object"] == "infill" and whole["fills"] == ["b"] and whole["usage"]["completion_tokens"] == 3
+
+
+# -- what goes wrong behind
+
+
+LOST = {"status": 503, "message": "the worker died", "param": None, "code": "worker_died"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_goes_wrong_before_a_text_is_a_status(stream):
+    backend = Made(refused=Refused(429, "try again", code="queue_full", retry_after=7))
+    answer = ask(COMPLETE, PROMPT | {"stream": stream}, backend)
+    assert answer.error[0] == 429 and answer.headers["retry-after"] == "7"
+    assert answer.json["error"]["type"] == "rate_limit_error"
+    backend = Made(error={"status": 400, "message": "too long", "param": "prompt", "code": None})
+    assert ask(COMPLETE, PROMPT | {"stream": stream, "max_tokens": 1}, backend).error == (400, "prompt", "too long")
+    assert ask(COMPLETE, PROMPT | {"stream": stream}, Made(ready=False, models=[])).error[0] == 503
+
+
+def test_what_goes_wrong_later_is_the_last_event():
+    answer = ask(COMPLETE, PROMPT | {"stream": True, "max_tokens": 3}, Made(error=LOST))
+    *chunks, last = answer.chunks
+    assert answer.status == 200 and len(chunks) == 2
+    assert last["error"] == {"message": "the worker died", "type": "server_error", "param": None, "code": "worker_died"}
+    assert ask(COMPLETE, PROMPT, Made(error=LOST)).error == (503, None, "the worker died")
+    assert ask(SCORE, TEXT, Made(error=LOST)).error[0] == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(COMPLETE, PROMPT), (COMPLETE, PROMPT | {"stream": True}), (CHAT, TALK | {"stream": True}), (SCORE, TEXT)],
+)
+def test_who_goes_away_has_its_jobs_cancelled(path, body):
+    async def left() -> Made:
+        backend, gone = Made(hold=asyncio.Event()), asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        # the jobs never end by themselves
+        await asyncio.wait_for(asked(application(Settings(model="tiny"), backend), path, body, gone=gone), 5)
+        return backend
+
+    assert asyncio.run(left()).closed == 1
+
+
+def test_ready_says_whether_there_is_a_model():
+    assert ask("/ready").status == 200
+    assert (
+        ask("/ready", backend=Made(ready=False)).error[0] == 503
+        and ask("/health", backend=Made(ready=False)).status == 200
+    )
+
+
+# -- what it says of itself
+
+
+def test_the_schema_has_the_library_s_defaults_and_ranges():
+    models = ask("/openapi.json").json["components"]["schemas"]
+    for source, model, names in (
+        (GenerateOptions, "CompletionBody", NAMES),
+        (ScoreOptions, "ScoreBody", {name: name for name in ScoreOptions.model_fields}),
+    ):
+        theirs = source.model_json_schema()["properties"]
+        for ours, name in names.items():
+            said = models[model]["properties"][ours]
+            assert said.get("default") == theirs[name].get("default") and (said["description"] or ours == "seed")
+    top_p = models["CompletionBody"]["properties"]["top_p"]["anyOf"][0]
+    assert top_p == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert "confidence" in models["CompletionBody"]["properties"]["sampler"]["enum"]
+    assert models["CompletionBody"]["properties"]["n"]["anyOf"][0]["maximum"] == 16
+
+
+def test_the_schema_says_what_errors_there_are():
+    paths = ask("/openapi.json").json["paths"]
+    for path in (COMPLETE, CHAT, INFILL, SCORE):
+        replies = paths[path]["post"]["responses"]
+        assert set(replies) == {"200", "400", "404", "408", "413", "415", "429", "503", "504"}
+        for status in set(replies) - {"200"}:
+            assert replies[status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
+
+
+def test_the_pages_need_no_other_host():
+    docs = ask("/docs")
+    text = docs.body.decode()
+    assert "http" not in text.replace("<!doctype html>", "") and "<script" not in text
+    assert all(word in text for word in (COMPLETE, "block_size", "from 1", "confidence", "The queue is full"))
+    assert ask("/").headers["content-security-policy"].startswith("default-src 'self';")
+
+
+def test_metrics_and_the_log(capsys):
+    app = application(Settings(model="tiny"), Made())
+    asyncio.run(asked(app, COMPLETE, PROMPT | {"prompt": "a secret", "max_tokens": 4}))
+    asyncio.run(asked(app, COMPLETE, PROMPT | {"prompt": "a secret", "max_tokens": 4, "stream": True}))
+    asyncio.run(asked(app, COMPLETE, PROMPT | {"n": 99}))
+    asyncio.run(asked(app, "/v1/secret"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and "secret" not in "".join(lines)
+    assert " POST /v1/completions 200 " in lines[0] and lines[1].endswith(" 4 tokens") and " GET other 404 " in lines[3]
+    counted = asyncio.run(asked(app, "/metrics")).body.decode()
+    assert 'diffulm_requests_total{route="/v1/completions",status="200"} 2.0' in counted
+    assert 'diffulm_requests_total{route="/v1/completions",status="400"} 1.0' in counted
+    assert 'diffulm_first_text_seconds_count{route="/v1/completions"} 2.0' in counted
+    for line in ("completion_tokens_total 8.0", "rows_total 21.0", "restarts_total 1.0", "ready 1.0", "waiting 0.0"):
+        assert f"diffulm_{line}" in counted
+    ask(COMPLETE, PROMPT | {"prompt": "a secret"}, settings={"log_prompts": True})
+    assert "a secret" in capsys.readouterr().err

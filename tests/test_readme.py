@@ -101,7 +101,9 @@ def test_it_runs(block, folder, request):
         assert printed == block.printed
 
 
-@pytest.mark.parametrize("block", [pytest.param(block, id=f"line-{block.line}", marks=marks(block)) for block in PYTHON])
+@pytest.mark.parametrize(
+    "block", [pytest.param(block, id=f"line-{block.line}", marks=marks(block)) for block in PYTHON]
+)
 def test_python_runs(block, folder):
     printed = run_python(block.code, str(README), block.line, {}, folder)
     assert printed == (block.printed or "")

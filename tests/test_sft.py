@@ -378,7 +378,7 @@ def test_a_model_that_fills_blocks_stays_one(base, tmp_path):
     "more",
     [
         pytest.param({"sharding": "none"}, marks=pytest.mark.slow),
-        {"sharding": "full"},
+        pytest.param({"sharding": "full"}, marks=pytest.mark.slow),
         pytest.param({"sharding": "full", "objective": "autoregressive"}, marks=pytest.mark.slow),
     ],
     ids=str,

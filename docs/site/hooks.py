@@ -56,9 +56,12 @@ def definition(name: str) -> Definition:
     file = ROOT / "src" / module.replace(".", "/")
     tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text("utf-8"))
     found = [node for node in tree.body if isinstance(node, Definition) and node.name == last]
-    if not found:
-        raise KeyError(name)
-    return found[-1]  # what comes before it are its overloads
+    if found:
+        return found[-1]  # what comes before it are its overloads
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and last in [alias.name for alias in node.names]:
+            return definition(f"{node.module}.{last}")
+    raise KeyError(name)
 
 
 def reference(name: str) -> str:
@@ -80,7 +83,7 @@ def _returned(node: ast.FunctionDef) -> str:
 
 def _code(name: str, node: ast.FunctionDef) -> str:
     """The signature, an argument a line where one line is not enough."""
-    given = re.sub(r"^self(, )?", "", ast.unparse(node.args))
+    given = re.sub(r"(?<=[^=])=(?=[^=])", " = ", re.sub(r"^self(, )?", "", ast.unparse(node.args)))
     line = f"{name}({given}) -> {_returned(node)}"
     if len(line) > 100:
         # commas outside of brackets
@@ -99,7 +102,9 @@ def escaped(text: str) -> str:
     for line in inspect.cleandoc(text).splitlines():
         if not line.startswith("    "):
             parts = line.split("`")
-            parts[::2] = [re.sub(r"[<*]", lambda sign: "&lt;" if sign[0] == "<" else r"\*", part) for part in parts[::2]]
+            parts[::2] = [
+                re.sub(r"[<*]", lambda sign: "&lt;" if sign[0] == "<" else r"\*", part) for part in parts[::2]
+            ]
             line = "`".join(parts)
         lines.append(line)
     return "\n".join(lines)
