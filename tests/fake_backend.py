@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from functools import cache
 from typing import Any
 
 from diffulm.serving.app import application
@@ -112,13 +113,19 @@ async def asked(app: Any, path: str, body: Any = None, *, gone: asyncio.Event | 
 
 
 def ask(path: str, body: Any = None, backend: Made | None = None, settings: Any = None, **headers: str) -> Answer:
-    app = (
-        APP if backend is settings is None else application(Settings(model="tiny", **settings or {}), backend or Made())
-    )
+    """`asked` of an app of its own where there is a backend, else of one that such calls share."""
+    if backend is None:
+        app = _shared(tuple(sorted((settings or {}).items())))
+    else:
+        app = application(Settings(model="tiny", **settings or {}), backend)
     return asyncio.run(asked(app, path, body, **headers))
 
 
-APP = application(Settings(model="tiny"), Made())
+@cache
+def _shared(settings: tuple[Any, ...]) -> Any:
+    return application(Settings(model="tiny", **dict(settings)), Made())
+
+
 COMPLETE, CHAT, INFILL, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/infill", "/v1/score"
 PROMPT = {"model": "tiny", "prompt": "a"}
 TALK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}

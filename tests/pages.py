@@ -46,7 +46,10 @@ WHY = {
     "stays": "does not end by itself",
     "root": "wants Docker, or rights that a test does not have",
 }
-SHORT = "tokens=6K eval_every=100% save_seconds=600"
+SHORT = {
+    "adapt": "tokens=6K eval_every=100% save_seconds=600 eval_samples=2 eval_blocks=4",
+    "sft": "tokens=6K eval_every=100% save_seconds=600 eval_samples=2 eval_rows=4 eval_answers=2",
+}
 # Set-up, which the test has behind it, and what would call this test again.
 NOT_HERE = ("git", "cd", "make", "pip", "source", "export")
 CONFIGS = {"adapt": AdaptConfig, "sft": SftConfig, "prepare": PrepareConfig}
@@ -173,9 +176,8 @@ def script(block: Block) -> str:
     """The lines of a shell block that can run in a test."""
     commands = ["diffulm demo" if command.strip() == "make demo" else command for command in block.commands]
     if block.mark == "short":
-        commands = [
-            re.sub(r"diffulm (?:adapt|sft) [^|&;#]*[^|&;# ]", rf"\g<0> {SHORT}", command) for command in commands
-        ]
+        given = r"diffulm (adapt|sft) [^|&;#]*[^|&;# ]"
+        commands = [re.sub(given, lambda found: f"{found[0]} {SHORT[found[1]]}", command) for command in commands]
     return "\n".join(command for command in commands if pieces(command)[0][0] not in NOT_HERE)
 
 
@@ -185,8 +187,9 @@ def run_shell(text: str, folder: Path, shared: Path | None = None) -> str:
     if shared is not None:
         environment["DIFFULM_SHARED"] = str(shared)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True, text=True
-    )
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

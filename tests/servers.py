@@ -31,12 +31,12 @@ class Address(str):
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, ready: bool = True) -> Iterator[Address]:
-    """The base URL of a server on a port that the system picks; it is told to stop at the end, and has to end with 0.
+def serving(*arguments: str, ready: bool = True, port: int = 0) -> Iterator[Address]:
+    """The base URL of a server; it is told to stop at the end, and has to end with 0.
 
-    ready: wait until the model is.
+    ready: wait until the model is. port: 0: one that the system picks.
     """
-    command = [sys.executable, "-m", "diffulm", "serve", *arguments, "--port", "0"]
+    command = [sys.executable, "-m", "diffulm", "serve", *arguments, "--port", str(port)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
         with log.open("wb") as stderr:

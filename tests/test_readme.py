@@ -6,6 +6,7 @@ import pytest
 
 from pages import (
     ROOT,
+    SERVER,
     SHELLS,
     WHY,
     arguments,
@@ -104,6 +105,7 @@ def test_it_runs(block, folder, request):
 @pytest.mark.parametrize(
     "block", [pytest.param(block, id=f"line-{block.line}", marks=marks(block)) for block in PYTHON]
 )
-def test_python_runs(block, folder):
-    printed = run_python(block.code, str(README), block.line, {}, folder)
+def test_python_runs(block, folder, request):
+    code = block.code.replace(SERVER, request.getfixturevalue("server")) if SERVER in block.code else block.code
+    printed = run_python(code, str(README), block.line, {}, folder)
     assert printed == (block.printed or "")

@@ -17,7 +17,7 @@ import torch
 from diffulm import families
 from diffulm.checkpoint.files import check_sums, headers
 from diffulm.checkpoint.opening import beginning, check_finite, decoder_config, first_line, foreign, open_tokenizer
-from diffulm.checkpoint.tensors import Stored, metadata, same_bits, stored
+from diffulm.checkpoint.tensors import Stored, is_zero, metadata, same_bits, stored
 from diffulm.denoiser.record import Record
 from diffulm.errors import BadInput
 from diffulm.families._foreign import Names
@@ -129,6 +129,8 @@ def plan(place: Path, config: dict[str, Any]) -> Plan:
     for name, tensor in files.items():
         if name.endswith(BUFFERS):
             dropped[name] = "a buffer that the model computes"
+        elif theirs and name.endswith(theirs.zeros) and is_zero(tensor):
+            dropped[name] = "zeros, where the architecture has nothing"
         elif renamed(name, table) in plain:
             unexpected.append(name)
         else:

@@ -50,12 +50,15 @@ class _Zeros(Stored):
         yield bytes(self.size)
 
 
-def no_bias(weight: Stored) -> Stored:
-    """A bias of zeros for a linear layer that has none."""
+def zero_bias(weight: Stored) -> Stored:
+    """The bias of a linear layer that has none."""
     rows = weight.shape[0]
-    return _Zeros(
-        weight.file, weight.name, weight.dtype, (rows,), weight.start, rows * weight.size // prod(weight.shape)
-    )
+    size = rows * weight.size // prod(weight.shape)
+    return _Zeros(weight.file, weight.name, weight.dtype, (rows,), weight.start, size)
+
+
+def is_zero(tensor: Stored) -> bool:
+    return not any(any(part) for part in tensor.chunks())
 
 
 def same_bits(a: Stored, b: Stored) -> bool:

@@ -24,7 +24,7 @@ class Pool:
         assert block is not None
         self.chunk = -(-BUCKET // block) * block
         self.windows = Windows(denoiser, "exact", block, None, rows, Wide())
-        self.ids = torch.zeros(slots, 0, dtype=torch.int64)
+        self.ids = torch.zeros(slots, 0, dtype=torch.int64, device=denoiser.device)
         self.known = [0] * slots
         """Columns of each slot that were run as a prompt's: whole chunks from 0 on."""
         self.prompt = [0] * slots
@@ -38,6 +38,7 @@ class Pool:
         if not self.free:
             return None
         self._make_room(len(ids))
+        ids = ids.to(self.ids.device)
         masked = (ids == self.windows.denoiser.record.mask_token_id).nonzero()
         fixed = int(masked[0]) if len(masked) else len(ids)
         whole = max(0, fixed - 1) // self.chunk * self.chunk  # the last fixed column may be run again, for its logits
@@ -88,11 +89,10 @@ class Pool:
         groups: dict[int, list[Column]] = {}
         for slot in slots:
             groups.setdefault(bucket(self.known[slot] + self.chunk, None), []).append((slot, self.known[slot]))
-        ids = self.ids.to(windows.denoiser.device)
-        nothing = torch.zeros_like(ids, dtype=torch.bool)
+        nothing = torch.zeros_like(self.ids, dtype=torch.bool)
         with evaluating(windows.denoiser.model):
             for columns, members in groups.items():
-                windows.run(ids, nothing, ~nothing, members, self.chunk, columns)
+                windows.run(self.ids, nothing, ~nothing, members, self.chunk, columns)
         for slot in slots:
             self.known[slot] += self.chunk
 

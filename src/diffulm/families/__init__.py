@@ -29,7 +29,7 @@ def foreign(config: dict[str, Any]) -> Foreign | None:
 
 def engines() -> dict[str, ModuleType]:
     """Other projects' layouts that can be written: name -> module, which says what it HOLDS (model types), the NAMES of
-    tensors, whether its code has the SHIFT, which weights must have a bias (BIASED), and what `write` makes of a config."""
+    tensors, whether its code has the SHIFT, which biases it must have (BIASED), and what `write` makes of a config."""
     return {module.__name__.rpartition(".")[2]: module for module in _modules() if hasattr(module, "write")}
 
 

@@ -25,7 +25,8 @@ class Foreign:
 
     layout: how people call it. config: config.json of the plain class. mask: the mask token's id, None: the tokenizer's own
     mask token. shift, block_size (None: full attention): as in a Record. begins: whether a text begins with the tokenizer's
-    BOS; with shift it always does. tokenizer: the class to fall back on. notes: what a user should know.
+    BOS; with shift it always does. tokenizer: the class to fall back on. zeros: how the names of tensors end that hold zeros
+    and that the plain class does without. notes: what a user should know.
     """
 
     layout: str
@@ -36,6 +37,7 @@ class Foreign:
     block_size: int | None = None
     begins: bool = False
     tokenizer: str = "PreTrainedTokenizerFast"
+    zeros: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -8,7 +8,8 @@ MASK = 151666
 HOLDS = ("qwen2", "llama")
 NAMES = ()
 SHIFT = True
-BIASED = ("q_proj.weight", "k_proj.weight", "v_proj.weight")  # LLaMA has none there; zeros are the same
+BIASED = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+NO_BIAS = "zero_qkv_bias"  # a key of ours: they are zeros, of a LLaMA, which has none
 
 
 def read(config: dict[str, Any]) -> Foreign | None:
@@ -17,13 +18,15 @@ def read(config: dict[str, Any]) -> Foreign | None:
         return None
     expect(config, architectures=(["DreamModel"], ["DreamModel"]), block_size=(None, None), rope_scaling=(None, None))
     expect(config, use_mrope=(False, False))
+    zeros = config.get(NO_BIAS) is True
     # windows stand in its config and are never used
     return Foreign(
         "Dream",
-        plain(config, "qwen2"),
+        plain(config, "llama" if zeros else "qwen2"),
         mask=whole(config, "mask_token_id", MASK),
         shift=True,
-        tokenizer="Qwen2Tokenizer",
+        tokenizer="PreTrainedTokenizerFast" if zeros else "Qwen2Tokenizer",
+        zeros=BIASED if zeros else (),
     )
 
 
@@ -41,4 +44,5 @@ def write(config: dict[str, Any]) -> dict[str, Any]:
         "sliding_window": None,
         "max_window_layers": config["num_hidden_layers"],
         "use_cache": False,
+        **({NO_BIAS: True} if config["model_type"] == "llama" else {}),
     }

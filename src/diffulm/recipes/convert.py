@@ -100,7 +100,7 @@ def export(source: str, out: str | Path, layout: str | None = None) -> dict[str,
         if engine is None:
             notes, told = _objections(source, names, record, tokenizer, found), _released_config(found, names, record)
         else:
-            told = _engine_config(source, engine, found, record)
+            told = _engine_config(source, engine, found, record, tokenizer)
             record = replace(record, window=None)
             notes = []
         notes += _remarks(record, tokenizer)
@@ -193,7 +193,9 @@ def _mask_token(tokenizer: Any, record: Record) -> str | None:
     return tokenizer.convert_ids_to_tokens([record.mask_token_id])[0] if record.mask_token_id < len(tokenizer) else None
 
 
-def _engine_config(source: str, engine: ModuleType, found: released.Plan, record: Record) -> dict[str, Any]:
+def _engine_config(
+    source: str, engine: ModuleType, found: released.Plan, record: Record, tokenizer: Any
+) -> dict[str, Any]:
     """config.json of an engine's layout."""
     whole = found.decoder.to_dict()
     try:
@@ -202,6 +204,7 @@ def _engine_config(source: str, engine: ModuleType, found: released.Plan, record
         raise BadInput(f"{source}: {error}") from None
     eos = whole.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
+    eos = getattr(tokenizer, "eos_token_id", None) if eos is None else eos
     ids = {"bos_token_id": record.bos_token_id, "eos_token_id": eos, "pad_token_id": whole.get("pad_token_id")}
     if ids["pad_token_id"] is None:  # where there is none their code takes an id of its own vocabulary
         ids["pad_token_id"] = record.bos_token_id if eos is None else eos
@@ -211,9 +214,10 @@ def _engine_config(source: str, engine: ModuleType, found: released.Plan, record
 
 def _write_weights(found: released.Plan, names: released.Names, folder: Path, engine: ModuleType | None) -> list[str]:
     back = {released.renamed(name, names, back=True): tensor for name, tensor in found.tensors.items()}
-    if engine is not None:
-        biased = {name: tensor for name, tensor in back.items() if name.endswith(engine.BIASED)}
-        back = {f"{name[: -len('weight')]}bias": tensors.no_bias(weight) for name, weight in biased.items()} | back
+    for name, weight in list(back.items()):
+        bias = name.removesuffix("weight") + "bias"
+        if engine is not None and bias not in back and bias.endswith(engine.BIASED):
+            back[bias] = tensors.zero_bias(weight)
     if not names or engine is not None:
         return tensors.write(back, folder, {"format": "pt"}, tensors.SHARD_BYTES)
     # the published class reads model.safetensors and nothing else; its writer notes there what is tied

@@ -17,6 +17,7 @@ _BLOCK = 256
 _CHUNK = {"cpu": 2**19}  # elements: 2 MiB of float32 stay in the cache
 _LARGE_CHUNK = 2**24  # where starting a kernel costs more than memory
 COLDEST = 1e-30  # a smaller positive temperature would be 0 in float32; long before this it is arg max
+HOTTEST = 1e30  # a higher one would be infinite there; long before this all that may stand is equally likely
 _FLOOR = -1e4  # for what times 0 shall be 0; exp of it is 0
 _UNKNOWN = torch.tensor(torch.nan)
 _AGAIN = randomness.key("sampler", "again")
@@ -98,8 +99,8 @@ def _draw(
         return Drawn(greedy, top.log(), top.log(), entropy, margin)
     weights = p
     if temperature != 1:
-        coldest = max(temperature, COLDEST)
-        weights = torch.softmax(torch.div(scores, coldest, out=buffers[1]), -1, out=buffers[0])
+        bounded = min(max(temperature, COLDEST), HOTTEST)
+        weights = torch.softmax(torch.div(scores, bounded, out=buffers[1]), -1, out=buffers[0])
     if top_k is not None and top_k < weights.shape[1]:
         weights.mul_(weights >= weights.topk(top_k).values[:, -1:])
     mass = unknown

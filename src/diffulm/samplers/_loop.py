@@ -81,7 +81,7 @@ def sample(
     _refuse(order, commit, remask)
     free = ~fixed if present is None else ~fixed & present
     masked, ids = free, ids.masked_fill(free, mask_token_id)
-    width = block or max(1, ids.shape[1])
+    width = min(block or ids.shape[1], ids.shape[1]) or 1
     number = torch.arange(ids.shape[1], device=ids.device) // width
     tokens, shares = _blocks(free, steps, width)
     now = step = began = current = forwards = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffulm import randomness
 from diffulm.errors import BadInput
-from diffulm.samplers._draw import COLDEST, nucleus
+from diffulm.samplers._draw import COLDEST, HOTTEST, nucleus
 from diffulm.samplers._loop import Frame
 from diffulm.shapes import Bool, Float, Int
 
@@ -70,7 +70,7 @@ class Race:
             )
         if self.temperature == 0:
             return logits
-        weights = ((logits - best) / max(self.temperature, COLDEST)).softmax(-1)
+        weights = ((logits - best) / min(max(self.temperature, COLDEST), HOTTEST)).softmax(-1)
         if self.top_k is not None and self.top_k < size:
             weights = weights * (weights >= weights.topk(self.top_k).values[..., -1:])
         if self.top_p < 1:

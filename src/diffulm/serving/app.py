@@ -139,8 +139,9 @@ def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
     @api.post("/v1/score", response_model=replies.ScoreList, responses=errors)
     async def score(body: ScoreBody, request: Request) -> Any:
         """How many nats texts cost."""
+        _check(body, settings, backend)
         jobs = body.jobs()
-        _check(request, body, jobs, settings, backend)
+        _take(request, jobs, settings)
         reply = replies.Reply(body, 0)  # pyright: ignore[reportArgumentType]
         await _unless_gone(request, _drained(reply.events(backend.run(jobs))))
         return replies.scores(body.model, [reply.results[number] for number in range(len(jobs))])
@@ -179,9 +180,10 @@ def _service(app: FastAPI, backend: Any) -> None:
 
 
 async def _answered(request: Request, body: Asked, settings: Settings, backend: Any) -> Any:
+    _check(body, settings, backend)
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
     reply, jobs = replies.begun(body, seed), body.jobs(seed)
-    _check(request, body, jobs, settings, backend)
+    _take(request, jobs, settings)
     events = backend.run(jobs)
     try:
         if body.stream:
@@ -192,8 +194,8 @@ async def _answered(request: Request, body: Asked, settings: Settings, backend: 
         _note(request, reply)
 
 
-def _check(request: Request, body: Any, jobs: list[Job], settings: Settings, backend: Any) -> None:
-    """Refused for what this server does not take, whatever the model. What is taken may be logged."""
+def _check(body: Any, settings: Settings, backend: Any) -> None:
+    """Refused for what this server does not take, whatever the model."""
     known = [one["id"] for one in backend.models]
     if not known:
         raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
@@ -208,6 +210,10 @@ def _check(request: Request, body: Any, jobs: list[Job], settings: Settings, bac
         if len(texts) > settings.max_prompts:
             message = f"{name} has {len(texts)} texts; this server takes at most {settings.max_prompts} in a request"
             raise Refused(400, message, param=name)
+
+
+def _take(request: Request, jobs: list[Job], settings: Settings) -> None:
+    """Refused for more than would ever fit. What is taken may be logged."""
     if len(jobs) > settings.rows + settings.queue:
         message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
         raise Refused(400, message, param="n")
@@ -274,8 +280,8 @@ def _errors(app: FastAPI) -> None:
         headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if error.status in (408, 413):
-            headers["connection"] = "close"  # the rest of the body is not read
+        if error.status == 408:
+            headers["connection"] = "close"  # nobody waits for the rest of the body
         code = error.code or CODES.get(error.status)
         return JSONResponse(replies.error(error.status, error.message, error.param, code), error.status, headers)
 

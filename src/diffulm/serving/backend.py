@@ -29,6 +29,8 @@ LINE = 2**27
 """Bytes of an event, at most."""
 PAUSES = (0.0, 0.0, 1.0, 5.0, 30.0)
 """Seconds before a worker is started that follows so many that died before they were ready."""
+SILENT = 30.0
+"""Seconds without a word after which a worker that was ready is taken for hung; it speaks every second."""
 SOON = 2
 """Seconds after which to ask again, where nothing better is known."""
 
@@ -176,11 +178,16 @@ class Backend:
         assert process.stdout is not None
         self._tell_settings()
         try:
-            async for line in process.stdout:
-                self._hear(json.loads(line))
+            async with asyncio.timeout(None) as silence:
+                async for line in process.stdout:
+                    self._hear(json.loads(line))
+                    if self.ready:
+                        silence.reschedule(asyncio.get_running_loop().time() + SILENT)
             code = await process.wait()
         except ValueError:  # a line that is none
             code = None
+        except TimeoutError:
+            return f"silent for {SILENT:g} s"
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -36,9 +36,12 @@ NAMES = {
 }
 
 UNSUPPORTED = "Not supported: nothing else is taken."
+LISTED = 1024
+"""Values of a list, at most, but for ids: checking one that is wrong takes a tenth of a millisecond."""
+_SOME = Field(min_length=1, max_length=LISTED, fail_fast=True)
 Text = Annotated[str, StringConstraints(min_length=1)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], _SOME]
 
 
 def _documented(source: type) -> dict[str, str]:
@@ -116,7 +119,7 @@ class Asked(Filling):
 
     model: str = Field(description="One of /v1/models.")
     n: Count | None = Field(1, description="So many choices; they differ at a temperature.")
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = Field(
+    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = Field(
         None, description="A text ends before the first of these."
     )
     seed: Seed | None = Field(None, description="The same seed gives the same text. Drawn, and told, if not given.")
@@ -158,7 +161,7 @@ class Asked(Filling):
 class CompletionBody(create_model("_Completion", __base__=Asked, **_neutral(**_COMPLETION))):
     """Go on from a prompt, or fill what is between it and `suffix`."""
 
-    prompt: str | Texts | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
+    prompt: str | Texts | Ids | Annotated[list[Ids], _SOME] = Field(
         description="A text, a list of texts, the ids of one, or a list of such."
     )
     suffix: str | None = Field(None, description="What stands behind the new text: it is filled in between.")
@@ -219,7 +222,7 @@ class Message(create_model("_Message", __base__=Body, **_neutral(**_MESSAGE))):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="developer is another word for system."
     )
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], _SOME]
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -229,7 +232,7 @@ class Message(create_model("_Message", __base__=Body, **_neutral(**_MESSAGE))):
 class ChatBody(create_model("_Chat", __base__=Asked, **_neutral(**_CHAT))):
     """The assistant's next reply."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], _SOME]
     max_tokens: Count | None = Field(None, description="Of the reply; what it was tuned on, if not given.")
     max_completion_tokens: Count | None = Field(None, description="Another name for max_tokens.")
     logprobs: bool | None = Field(False, description="The log-probability of each token of the reply.")
@@ -267,8 +270,10 @@ class HolePart(Body):
 
     length: Count | None = Field(None, description="Tokens; with most: at least.")
     most: Count | None = Field(None, description="Tokens, at most.")
-    choices: Annotated[list[Text], Field(min_length=1)] | None = Field(None, description="Its text is one of these.")
-    pattern: Text | None = Field(None, description="A regular expression that its text matches.")
+    choices: Annotated[list[Text], _SOME] | None = Field(None, description="Its text is one of these.")
+    pattern: Annotated[str, Field(min_length=1, max_length=LISTED)] | None = Field(
+        None, description="A regular expression that its text matches."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -280,7 +285,7 @@ class InfillBody(Asked):
     """Fill the holes of a text."""
 
     text: Text | None = Field(None, description="A text with holes: <hole:3>, <hole:1-24>, <hole>.")
-    parts: Annotated[list[str | HolePart], Field(min_length=1)] | None = Field(
+    parts: Annotated[list[str | HolePart], _SOME] | None = Field(
         None, description="Or its parts, for a text that holds such marks, and for holes with choices or a pattern."
     )
 
@@ -288,6 +293,8 @@ class InfillBody(Asked):
     def _fits(self) -> Self:
         if (self.text is None) == (self.parts is None):
             raise BadInput("text and parts are two ways to say one thing: give one of them")
+        if self.text is not None and self.text.count("<hole") > LISTED:
+            raise BadInput(f"text has more than {LISTED} holes: give fewer")
         if all(isinstance(part, str) for part in self.given):
             raise BadInput(
                 f"{'parts' if self.text is None else 'text'} has no hole: write <hole:3>, or {{}} for a part"
@@ -318,7 +325,7 @@ class ScoreBody(_Scoring):
     """How many nats a text costs."""
 
     model: str = Field(description="One of /v1/models.")
-    text: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="A text, or a list of them.")
+    text: Text | Annotated[list[Text], _SOME] = Field(description="A text, or a list of them.")
     context: str | None = Field("", description="Text before it that is given, not scored.")
 
     @property

@@ -308,7 +308,7 @@ class Engine:
             pool = self._pools[key]
             if len(pool.free) < len(ids):
                 return [None] * len(ids)
-            slots = [pool.take(each.cpu()) for each in ids]
+            slots = [pool.take(each) for each in ids]
             seat.pools += [(pool, slot) for slot in slots if slot is not None]
             return slots
 

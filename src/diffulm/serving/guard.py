@@ -12,8 +12,12 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from diffulm.errors import shown
 from diffulm.serving.job import Refused
 from diffulm.serving.settings import Settings
+
+FIELDS = 128
+"""Of an object, at most; no request of ours has half as many."""
 
 
 def route(settings: Settings) -> type[APIRoute]:
@@ -38,6 +42,8 @@ def route(settings: Settings) -> type[APIRoute]:
                     kind["content-type"] = request.headers.get("content-type", "")
                     if kind.get_content_type() != "application/json":
                         raise Refused(415, "the body is JSON: send it with Content-Type: application/json")
+                    if request.headers.get("content-encoding", "identity").lower() != "identity":
+                        raise Refused(415, "the body is sent as it is: leave out Content-Encoding")
                     await read.json()  # here, where what is wrong with it can be said
                 return await handle(read)
 
@@ -82,8 +88,9 @@ def _parsed(raw: bytes) -> Any:
     if not raw.strip():
         raise Refused(400, "the body is empty: send a JSON object")
     try:
-        found = json.loads(raw, parse_constant=_no_number)
-        if b"\\ud" in raw.lower():
+        text = raw.decode("utf-8-sig")  # json would take UTF-16 too, and what is no UTF-8
+        found = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise Refused(400, "the body is nested too deeply") from None
@@ -95,6 +102,17 @@ def _parsed(raw: bytes) -> Any:
         raise Refused(400, f"the body is not JSON: {error}") from None
     except ValueError:
         raise Refused(400, "a number in the body has too many digits") from None
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > FIELDS:
+        raise Refused(400, f"an object in the body has more than {FIELDS} fields")
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = shown(next(name for name in names if names.count(name) > 1))
+        raise Refused(400, f"an object in the body has the field {twice} twice", param=twice[1:-1])
     return found
 
 

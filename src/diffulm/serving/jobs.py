@@ -22,6 +22,7 @@ from diffulm.errors import BadInput
 from diffulm.lm import DiffusionLM
 from diffulm.options import GenerateOptions, checked
 from diffulm.samplers import Frame
+from diffulm.serving import patterns
 from diffulm.serving.engine import Gone, Seat
 from diffulm.serving.job import Event, Job
 from diffulm.watch import Spell, confidences, spelling
@@ -98,6 +99,10 @@ def _continue(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit, made: Canvas, t
 
 def _infill(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit) -> Event:
     parts = [part if isinstance(part, str) else _hole(part) for part in job.input["parts"]]
+    for part in parts:
+        if isinstance(part, Hole) and part.pattern is not None:
+            seat.check()
+            patterns.check(part.pattern)
     callback = _callbacks(_canvases(spelling(lm.tokenizer), emit) if job.canvas else None)
     given: dict[str, Any] = job.options | {"seed": _seed(job)}
     done = lm.infill(parts, callback=callback, **given)

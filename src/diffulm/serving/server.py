@@ -15,6 +15,7 @@ import uvicorn
 from diffulm.errors import BadInput
 from diffulm.serving.app import application
 from diffulm.serving.backend import Backend
+from diffulm.serving.connection import connection
 from diffulm.serving.settings import Settings
 
 LINGER = 5.0
@@ -46,6 +47,7 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
     server = _Server(
         uvicorn.Config(
             app,
+            http=connection(settings),
             log_config=None,
             access_log=False,
             server_header=False,

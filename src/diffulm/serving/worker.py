@@ -53,12 +53,10 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     voice.say({"event": "ready", "models": [facts(name, lm) for name, lm in models.items()]})
 
     def tell_stats() -> None:
-        told, pause = None, threading.Event()
+        pause = threading.Event()
         while not pause.wait(STATS):
             now = {"forwards": engine.forwards, "rows": engine.ran, "reused": engine.reused, "seated": engine.running}
-            if now != told:
-                voice.say({"event": "stats", **now})
-            told = now
+            voice.say({"event": "stats", **now})  # also when nothing has changed: it says that we live
 
     threading.Thread(target=tell_stats, daemon=True).start()
 
