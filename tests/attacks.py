@@ -20,7 +20,7 @@ BASES: dict[str, dict[str, Any]] = {
     INFILL: {"model": "pocket", "parts": ["import ", {"length": 1}]},
     SCORE: {"model": "pocket", "text": "import os", "samples": 1},
 }
-LONG = {"model": "pocket", "prompt": "import ", "max_tokens": 200}
+LONG = {"model": "pocket", "prompt": "import ", "max_tokens": 120}
 PATIENCE = (
     60.0  # seconds that any request may take: a machine that is busy with other tests takes many times its own time
 )
@@ -66,6 +66,14 @@ def told(line: socket.socket) -> bytes:
         while part := line.recv(2**16):
             parts.append(part)
     return b"".join(parts)
+
+
+def answered(line: socket.socket) -> Answer:
+    """One answer, of a length that it says."""
+    reply = http.client.HTTPResponse(line)
+    reply.begin()
+    raw = reply.read(int(reply.headers.get("content-length", 0)))
+    return Answer(reply.status, {name.lower(): value for name, value in reply.getheaders()}, raw)
 
 
 def spoken(url: str, said: bytes) -> bytes:

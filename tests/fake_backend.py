@@ -85,8 +85,10 @@ class Answer:
         return [line if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
 
 
-async def asked(app: Any, path: str, body: Any = None, *, gone: asyncio.Event | None = None, **headers: str) -> Answer:
-    """One request to an ASGI app: POST where there is a body. gone: when whoever asked goes away."""
+async def asked(
+    app: Any, path: str, body: Any = None, *, gone: asyncio.Event | None = None, reads: int = 10**9, **headers: str
+) -> Answer:
+    """One request to an ASGI app: POST where there is a body. gone: when whoever asked goes away, who reads so many messages."""
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {
@@ -106,6 +108,8 @@ async def asked(app: Any, path: str, body: Any = None, *, gone: asyncio.Event | 
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if len(sent) > reads:
+            await asyncio.Event().wait()
 
     await app(scope, receive, send)
     fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

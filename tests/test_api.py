@@ -36,6 +36,14 @@ def test_choices_of_prompts_are_jobs_prompt_by_prompt():
     assert answer["usage"] == spent and answer["seed"] == 5 and answer["object"] == "text_completion"
 
 
+def test_models():
+    listed = ask("/v1/models").json
+    assert listed["object"] == "list" and listed["data"] == [ask("/v1/models/tiny").json]
+    one = {"id": "tiny", "object": "model", "created": 0, "owned_by": "diffulm", "context": 64, "infills": True}
+    assert listed["data"] == [one]
+    assert ask("/v1/models/a/b").error[:2] == (404, "model")
+
+
 def test_ids_are_a_prompt():
     backend = Made()
     assert len(ask(COMPLETE, PROMPT | {"prompt": [[1, 2], [3]]}, backend).json["choices"]) == 2
@@ -190,6 +198,17 @@ def test_who_goes_away_has_its_jobs_cancelled(path, body):
         return backend
 
     assert asyncio.run(left()).closed == 1
+
+
+def test_who_goes_away_without_reading_has_its_jobs_cancelled():
+    async def left() -> int:
+        backend, gone = Made(), asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        app = application(Settings(model="tiny"), backend)
+        await asked(app, COMPLETE, PROMPT | {"stream": True}, gone=gone, reads=2)
+        return backend.closed  # at once, not when somebody collects the garbage
+
+    assert asyncio.run(left()) == 1
 
 
 def test_ready_says_whether_there_is_a_model():

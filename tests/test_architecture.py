@@ -29,7 +29,17 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 PLUG_INS = ("samplers", "families", "cli", "evaluation.suite")
 # Pure maths: importable and readable without the Hugging Face libraries.
 TORCH_AT_MOST = {name for name, layer in LAYER.items() if layer == 0} | {"canvas", "samplers"}
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "rich.live")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "rich.live",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+)
 VERBS = sorted(path.stem.rstrip("_") for path in (PACKAGE / "cli").glob("[!_]*.py"))
 
 

@@ -185,6 +185,7 @@ def at(port):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four starts of a server
 def test_two_replicas_behind_nginx(load, pair):
     """What a client sees: both at work; one killed, restarted, and one told to stop, while requests come.
 
@@ -192,7 +193,7 @@ def test_two_replicas_behind_nginx(load, pair):
     breaks off, without its [DONE]; one whose replica is told to stop ends as it should.
     """
     url, ports = pair
-    requests = load.mixed(40, "pocket", 2, 24)
+    requests = load.mixed(32, "pocket", 2, 12)
     whole = [one for one in requests if not one.body.get("stream")]
     with contextlib.ExitStack() as second, at(ports[1]) as two:
         one = second.enter_context(at(ports[0]))
@@ -207,7 +208,7 @@ def test_two_replicas_behind_nginx(load, pair):
 
         crowds = []
         asking = threading.Thread(
-            target=lambda: crowds.append(load.asked(url, itertools.islice(load.repeated(requests), 80), 8))
+            target=lambda: crowds.append(load.asked(url, itertools.islice(load.repeated(requests), 64), 8))
         )
         asking.start()
         done = served(one)
@@ -231,7 +232,7 @@ def test_two_replicas_behind_nginx(load, pair):
         until(works)
 
         asking = threading.Thread(
-            target=lambda: crowds.append(load.asked(url, itertools.islice(load.repeated(requests), 80), 8))
+            target=lambda: crowds.append(load.asked(url, itertools.islice(load.repeated(requests), 64), 8))
         )
         asking.start()
         done = served(two)

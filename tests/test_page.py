@@ -5,6 +5,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from importlib.resources import files
+from urllib.parse import urlencode
 
 import pytest
 
@@ -449,7 +450,7 @@ def test_a_failure_is_one_line_and_the_text_stays(visit, name):
         ("max_tokens", "1.5"),
     ],
 )
-def test_what_the_server_refuses_stands_beside_its_field(visit, server, field, value):
+def test_what_the_server_refuses_stands_beside_its_field(visit, field, value):
     page = visit(allowed="400", viewport={"width": 700, "height": 700})  # narrow: the settings are closed
     write(page, SOURCE)
     page.click("#settings summary")
@@ -470,10 +471,10 @@ def test_what_the_server_refuses_stands_beside_its_field(visit, server, field, v
 
 @browsing
 @pytest.mark.slow
-def test_a_conversation_goes_on_retries_and_clears(visit, server):
-    page = visit(
-        "/#do=chat&messages=" + "%5B%7B%22role%22%3A%22user%22%2C%22content%22%3A%22def+f%22%7D%5D&model=pocket&seed=3"
-    )
+def test_a_conversation_goes_on_retries_and_clears(visit):
+    said = [{"role": "user", "content": "def f"}]
+    state = {"do": "chat", "model": "pocket", "messages": json.dumps(said), "max_tokens": 6, "seed": 3}
+    page = visit(f"/#{urlencode(state)}")
     press(page, "#linked-run")
     assert page.locator("#talk li").count() == 2
     page.fill("#system", "Write Python.")

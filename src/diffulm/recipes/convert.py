@@ -66,7 +66,10 @@ def import_checkpoint(
         write_config(partial, found.config, record.to_dict())
         how = f"A masked-diffusion language model, imported from the released checkpoint `{shown(source)}`."
         finish(partial, card.of_files(found, record, target, how, []))
-    notes = [f"{name} was left out: {reason}" for name, reason in found.dropped.items()]
+    notes = []
+    for reason in dict.fromkeys(found.dropped.values()):
+        first, *more = [name for name, its in found.dropped.items() if its == reason]
+        notes.append(f"{first}{f' and {len(more)} more were' if more else ' was'} left out: {reason}")
     if foreign:
         notes.append(f"the tokenizer's class is not known to transformers; it was read as a {type(tokenizer).__name__}")
     if tokenizer is None:
@@ -112,7 +115,7 @@ def export(source: str, out: str | Path, layout: str | None = None) -> dict[str,
             ids = {key: value for key, value in told.items() if key.endswith("_token_id")}
             (partial / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", "utf-8")
         if tokenizer is not None:
-            _mend_tokenizer(partial, tokenizer, record, found.decoder)
+            _mend_tokenizer(partial, tokenizer, record)
         write_config(partial, told, record.to_dict())
         how = f"A masked-diffusion language model, exported from `{shown(source)}` in the layout `{name}`."
         finish(partial, card.of_files(found, record, target, how, notes))
@@ -242,8 +245,8 @@ def _released_config(found: released.Plan, names: released.Names, record: Record
     return config
 
 
-def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record, decoder: Any) -> None:
-    """The tokenizer with the mask token in it, as transformers 4.44 reads one too. decoder: the model's config."""
+def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record) -> None:
+    """The tokenizer with the mask token in it, as transformers 4.44 reads one too."""
     file = folder / "tokenizer_config.json"
     told: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     mended = dict(told)
@@ -258,7 +261,7 @@ def _mend_tokenizer(folder: Path, tokenizer: Any, record: Record, decoder: Any) 
         file.write_text(json.dumps(mended, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if (folder / "tokenizer.json").is_file():
         _old_merges(folder / "tokenizer.json")
-    if token is not None and open_tokenizer(folder, decoder).mask_token_id != record.mask_token_id:
+    if token is not None and open_tokenizer(folder).mask_token_id != record.mask_token_id:
         raise BadInput(f"{folder}: its tokenizer cannot be told that id {record.mask_token_id} is the mask token")
 
 

@@ -241,7 +241,7 @@ def _adapted(
     folder: Path, raw: dict[str, Any], stored: dict[str, Stored], given: int | None
 ) -> tuple[Any, Misfit | None, Any, Record]:
     """(model on the meta device, what does not fit, tokenizer, record) of a folder too large to open unasked. BadInput."""
-    if "diffulm" in raw and not released.is_derived(stored):
+    if "diffulm" in raw and not released.is_exported(folder, raw):
         record = Record.from_dict(raw["diffulm"], str(folder / "config.json"))
         return *outline(decoder_config(folder), stored), open_tokenizer(folder), record
     plan = released.plan(folder, raw)

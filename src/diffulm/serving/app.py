@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -113,11 +113,23 @@ def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
     general = {status: said for status, said in errors.items() if status == 401}
     api = APIRouter(route_class=guard.route(settings), dependencies=keyed)
 
+    def known() -> list[dict[str, Any]]:
+        return [{"object": "model", "created": 0, "owned_by": "diffulm"} | one for one in backend.models]
+
     @api.get("/v1/models", response_model=replies.Models, response_model_exclude_unset=True, responses=general)
     async def models() -> Any:
         """The models that are served; none while they are being opened."""
-        known = {"object": "model", "created": 0, "owned_by": "diffulm"}
-        return {"object": "list", "data": [known | one for one in backend.models]}
+        return {"object": "list", "data": known()}
+
+    missing = general | {404: errors[404]}
+
+    @api.get(
+        "/v1/models/{name:path}", response_model=replies.Served, response_model_exclude_unset=True, responses=missing
+    )
+    async def model(name: str) -> Any:
+        """One of them."""
+        found = [one for one in known() if one["id"] == name]
+        return found[0] if found else _no_model(name, backend)
 
     kinds = {200: EVENTS, **errors}
 
@@ -194,14 +206,19 @@ async def _answered(request: Request, body: Asked, settings: Settings, backend: 
         _note(request, reply)
 
 
+def _no_model(name: str, backend: Any) -> NoReturn:
+    there = ", ".join(one["id"] for one in backend.models)
+    message = f"model {shown(name)} is not served here; there are: {there}"
+    raise Refused(404, message, param="model", code="model_not_found")
+
+
 def _check(body: Any, settings: Settings, backend: Any) -> None:
     """Refused for what this server does not take, whatever the model."""
     known = [one["id"] for one in backend.models]
     if not known:
         raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
     if body.model not in known:
-        message = f"model {shown(body.model)} is not served here; there are: {', '.join(known)}"
-        raise Refused(404, message, param="model", code="model_not_found")
+        _no_model(body.model, backend)
     for name, most in reference.limits(settings).items():
         given = getattr(body, name, None) or 0
         if given > most:

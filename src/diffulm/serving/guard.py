@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from diffulm.errors import shown
 from diffulm.serving.job import Refused
@@ -64,6 +65,8 @@ class Bounded(Request):
                     self._body = await self._read(self.settings.max_body)
             except TimeoutError:
                 raise Refused(408, f"the body did not come within {self.settings.timeout:g} s") from None
+            except ClientDisconnect:
+                raise Refused(499, "whoever asked has gone") from None
         return self._body
 
     async def _read(self, limit: int) -> bytes:
