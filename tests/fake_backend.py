@@ -88,7 +88,7 @@ class Answer:
 async def asked(
     app: Any, path: str, body: Any = None, *, gone: asyncio.Event | None = None, reads: int = 10**9, **headers: str
 ) -> Answer:
-    """One request to an ASGI app: POST where there is a body. gone: when whoever asked goes away, who reads so many messages."""
+    """One request to an ASGI app: POST where there is a body. gone: when the client goes away. reads: so many messages."""
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {

@@ -115,9 +115,10 @@ def test_a_text_is_the_same_alone_and_in_company(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_is_the_same_in_hundreds_of_mixes(kind):
-    assert same_alone_and_in_company(kind, 200, 12) == 2400
+    assert same_alone_and_in_company(kind, 200, 5) == 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)

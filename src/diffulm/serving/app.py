@@ -85,9 +85,7 @@ class EventStream(StreamingResponse):
 
 def application(settings: Settings, backend: Any) -> FastAPI:
     """The app over a `Backend` (or what has its face)."""
-    from diffulm import __version__
-
-    app = FastAPI(title="DiffuLM", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="DiffuLM", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.stopping = False
     metrics = Metrics(backend)
     api = _api(settings, backend, metrics)

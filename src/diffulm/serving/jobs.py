@@ -57,9 +57,11 @@ def run(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit) -> None:
         pass
     except BadInput as error:
         emit(_bad(job, str(error)))
-    except (MemoryError, torch.OutOfMemoryError):
-        emit(_failed(503, "the model ran out of memory; ask for a shorter text", "out_of_memory"))
-    except Exception as error:  # a mistake of ours: the server goes on
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            emit(_failed(503, "the model ran out of memory; ask for a shorter text", "out_of_memory"))
+            return
+        # A mistake of ours: the server goes on.
         emit(_failed(500, f"the server made a mistake: {type(error).__name__}: {error}", "internal_error"))
 
 

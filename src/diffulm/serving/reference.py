@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from html import escape
 from typing import Any
 
@@ -17,7 +19,8 @@ STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-top: 1px solid #8884 }
-code { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
+code { font-family: ui-monospace, monospace }
+td:first-child { white-space: nowrap }
 """
 
 
@@ -80,14 +83,13 @@ def _model(kind: Schema, models: dict[str, Schema]) -> Schema:
 
 def _fields(model: Schema, models: dict[str, Schema]) -> str:
     rows = []
-    for name, one in model["properties"].items():
+    needed = model.get("required", [])
+    for name, one in sorted(model["properties"].items(), key=lambda field: field[0] not in needed):
         if one.get("description", "").startswith("Not supported"):
             continue
-        default = "needed" if name in model.get("required", ()) else escape(repr(one.get("default")))
-        rows.append(
-            f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(one, models))}<td>{default}"
-            f"<td>{escape(one.get('description', ''))}"
-        )
+        words = re.sub("`(.+?)`", r"<code>\1</code>", escape(one.get("description", "")))
+        default = "needed" if name in needed else escape(json.dumps(one.get("default")))
+        rows.append(f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(one, models))}<td>{default}<td>{words}")
     return f"<table><tr><th>field<th>kind<th>default<th>{''.join(rows)}</table>"
 
 
@@ -106,5 +108,5 @@ def _kind(one: Schema, models: dict[str, Schema]) -> str:
     if one.get("type") == "array":
         return f"list of {_kind(one['items'], models)}"
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    limits = [f"{word} {one[name]}" for name, word in words.items() if name in one]
-    return " ".join([one.get("type", ""), *limits])
+    ends = [f"{word} {one[name]:g}" for name, word in words.items() if abs(one.get(name, 2**31)) < 2**31]
+    return " ".join([one.get("type", ""), *ends])

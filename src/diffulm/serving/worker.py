@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,6 +133,7 @@ def facts(name: str, lm: Any) -> dict[str, Any]:
 
 def main() -> int:
     voice = Voice()
+    threading.excepthook = lambda told: _end(told.exc_value)  # else jobs would wait for ever for what it had to do
     from diffulm.errors import BadInput
     from diffulm.serving.settings import Settings
 
@@ -140,7 +142,19 @@ def main() -> int:
     except BadInput as error:
         voice.say({"event": "failed", "message": str(error)})
         return 2
+    except Exception as error:
+        _end(error)
     return 0
+
+
+def _end(error: BaseException | None) -> None:
+    """Say why, and leave: the server starts another of us."""
+    if os.environ.get("DIFFULM_DEBUG"):
+        traceback.print_exception(error)
+    print(
+        f"diffulm serve: {type(error).__name__}: {error}; the process with the model ends", file=sys.stderr, flush=True
+    )
+    os._exit(1)
 
 
 if __name__ == "__main__":

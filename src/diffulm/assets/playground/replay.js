@@ -52,6 +52,7 @@ export function show(index) {
 
 function cell([text, sure, free], wasMasked) {
   if (text === null) return made("span", { className: "masked", textContent: "░" });
+  if (text === "") return made("span"); // the end of the text, what is behind it, a part of a character
   const names = [free ? "free" : "given", text.includes("\n") && free ? "line" : "", free && wasMasked ? "new" : ""];
   if (free && sure !== null) names.push(`s${Math.min(3, Math.floor(sure * 4))}`);
   const title = free && sure !== null ? `probability ${sure.toFixed(2)}` : "";

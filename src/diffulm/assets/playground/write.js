@@ -102,7 +102,7 @@ export function proceed() {
     const body = { model: models.model.id, prompt: value, ...settings.body(settings.length(16), seed) };
     const reply = await streamed("v1/completions", body, signal, { canvas: replay.add });
     put(value + reply.text, value.length, value.length + reply.text.length);
-    tell(`Continued: “${short(reply.text)}”`, reply, seed);
+    tell(reply.text === "" ? "The model ends the text here: nothing is added." : `Continued: “${short(reply.text)}”`, reply, seed);
     return [value, reply];
   });
 }
