@@ -6,11 +6,12 @@
 
 The server is started here, with its own defaults but for --threads, unless --url names one; --pid is the front's, without
 it there is no memory and no processor time to tell. Clients are threads of this process and share the machine with the
-server: `cores` says how much of it each took.
+server: `cores_front`, `cores_worker` and `cores_clients` say how much of it each took.
 
 throughput: the same completions (prompts of Python source, 16 to 64 tokens, temperature 1) by 1, 2, 4, ... clients, in an
 order that turns round, so that texts per second can be divided pair by pair. `limit` is what the forwards alone allow:
-rows per second with 16 rows at a time over those with one, measured on the same canvases while the server is idle.
+rows per second with 16 rows at a time over those with one, measured on the same canvases while the server is idle;
+`library_texts_per_second` is `lm.generate` in a loop, without a server.
 load: every reply is compared with what the same request says alone. memory: resident memory of both processes.
 fairness: a short completion by itself, beside one long infill, and beside 32 of them.
 """

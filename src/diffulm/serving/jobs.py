@@ -40,7 +40,10 @@ def expected(job: Job, reply_length: int) -> int:
     if job.kind == "score":
         return options.get("samples", 64)
     if job.kind == "infill":
-        holes = [_hole(part) for part in job.input["parts"] if not isinstance(part, str)]
+        try:
+            holes = [_hole(part) for part in job.input["parts"] if not isinstance(part, str)]
+        except BadInput:  # the job itself will say so
+            return 1
         length = sum(hole.longest if hole.settled else SEARCH for hole in holes)
     else:
         length = options.get("length") or job.input.get("length") or reply_length

@@ -40,6 +40,7 @@ class Voice:
 def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     """Load, say so, and do what is asked until `lines` end."""
     from functools import partial
+    from weakref import WeakValueDictionary
 
     import torch
 
@@ -50,7 +51,8 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = opened(settings)
-    engine, seats = Engine(settings.rows), dict[str, Seat]()
+    engine = Engine(settings.rows)
+    seats: WeakValueDictionary[str, Seat] = WeakValueDictionary()  # the engine holds them until they end
     voice.say({"event": "ready", "models": [facts(name, lm) for name, lm in models.items()]})
 
     def tell_stats() -> None:
@@ -63,7 +65,6 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
 
     def live(seat: Seat, key: str, lm: Any, job: Job) -> None:
         jobs.run(lm, job, seat, lambda event: voice.say({"id": key, **event}))
-        seats.pop(key, None)
 
     for line in lines:
         told = json.loads(line)
@@ -71,7 +72,7 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
             job, key = Job(**told["job"]), told["id"]
             lm = models[job.model]
             seats[key] = engine.submit(jobs.expected(job, lm.reply_length), partial(live, key=key, lm=lm, job=job))
-        elif seat := seats.pop(told["id"], None):
+        elif seat := seats.get(told["id"]):
             seat.cancel()
     engine.close()
 
