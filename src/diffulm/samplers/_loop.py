@@ -24,6 +24,7 @@ from diffulm.shapes import Bool, Int
 
 __all__ = ["Frame", "Reveal", "Rule", "State", "sample"]
 
+_STEPS = 32
 _TOKEN, _HIDE = randomness.key("sampler", "token"), randomness.key("sampler", "hide")
 Stream = Callable[[int, Tensor], Tensor]
 
@@ -211,8 +212,24 @@ def _spread(where: Tensor, values: Tensor) -> Tensor:
 
 
 def _streams(seeds: Sequence[int | tuple[int, int]], ids: Tensor) -> Stream:
-    """(purpose, step (B,)) -> uniforms (B, L): a row's numbers come from its own seed."""
+    """(purpose, step (B,)) -> uniforms (B, L): a row's numbers come from its own seed.
+
+    Made for some steps at a time: for a short canvas the work is in starting the operations, not in the numbers.
+    """
     pairs = [seed if isinstance(seed, tuple) else (seed, 0) for seed in seeds]
     rows = torch.tensor([randomness.key("sample", *pair) for pair in pairs], dtype=torch.int64, device=ids.device)
-    position = torch.arange(ids.shape[1], device=ids.device)
-    return lambda purpose, step: randomness.uniform(rows[:, None], purpose, step[:, None], position)
+    position, number = torch.arange(ids.shape[1], device=ids.device), torch.arange(len(rows), device=ids.device)
+    made: dict[int, tuple[int, Tensor]] = {}
+
+    def stream(purpose: int, step: Tensor) -> Tensor:
+        first, last = int(step.min()), int(step.max())
+        start, table = made.get(purpose, (last + 1, ids))
+        if not start <= first <= last < start + _STEPS:
+            if last >= first + _STEPS:
+                return randomness.uniform(rows[:, None], purpose, step[:, None], position)
+            start, ahead = first, first + torch.arange(_STEPS, device=ids.device)
+            table = randomness.uniform(rows[:, None, None], purpose, ahead[:, None], position)
+            made[purpose] = start, table
+        return table[number, step - start]
+
+    return stream
