@@ -1,6 +1,6 @@
 """`diffulm serve` under load: throughput, two hundred clients, memory over ten thousand requests, short requests beside long.
 
-    python benchmarks/serving.py --json                               # all parts, about ten minutes on two cores
+    python benchmarks/serving.py --json                               # all parts, a quarter of an hour on two cores
     python benchmarks/serving.py --parts load,memory --seconds 120 --requests 10000 --json
     python benchmarks/serving.py --url http://127.0.0.1:8000 --pid 4711       # a server that runs
 
@@ -18,6 +18,7 @@ fairness: a short completion by itself, beside one long infill, and beside 32 of
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -223,33 +224,27 @@ def load(server: Server, clients: int, seconds: float, distinct: int) -> dict[st
 
 
 def memory(server: Server, requests: int, clients: int = ROWS) -> dict[str, Any]:
-    """Resident memory at ten marks, and how much a request adds in the second half, by least squares."""
-    every, marks = requests // MARKS, list[dict[str, int]]()
-    short = mixed(128, server.model, 2, 8)
-    asked(server.url, short, clients)
-
-    def watched() -> Iterator[Request]:
-        for number, request in zip(range(requests + 1), repeated(short), strict=False):
-            if number and number % every == 0:
-                marks.append(server.resident() | {"requests": number})
-            if number < requests:
-                yield request
-
-    crowd = asked(server.url, watched(), clients)
-    half = marks[len(marks) // 2 - 1 :]
+    """Resident memory at ten moments when nothing is asked, and what a request adds in the second half, by least squares."""
+    short, every = mixed(128, server.model, 2, 8), requests // MARKS
+    following, marks, lost, began = repeated(short), list[dict[str, float]](), 0, time.perf_counter()
+    for number in range(1, MARKS + 1):
+        crowd = asked(server.url, itertools.islice(following, every), clients)
+        lost += every - len(crowd.good)
+        marks.append({name: n / 2**20 for name, n in server.resident().items()} | {"requests": number * every})
+    half = marks[len(marks) // 2 :]
     slopes = {
-        name: statistics.linear_regression([one["requests"] for one in half], [one[name] for one in half]).slope
+        name: statistics.linear_regression([one["requests"] for one in half], [one[name] for one in half]).slope * 2**20
         for name in server.processes
     }
     return {
-        "requests": len(crowd.replies), "lost": len(crowd.replies) - len(crowd.good), "seconds": crowd.seconds,
-        "megabytes": [{name: n if name == "requests" else round(n / 2**20, 2) for name, n in one.items()} for one in marks],
+        "requests": MARKS * every, "lost": lost, "seconds": time.perf_counter() - began, "megabytes": marks,
         "bytes_a_request": slopes, "flat": all(slope < LEAK for slope in slopes.values()),
     }  # fmt: skip
 
 
 def fairness(server: Server, count: int) -> dict[str, Any]:
-    """Seconds of short completions, one at a time, beside so many long infills that do not end."""
+    """Seconds of short completions, one at a time, beside so many long infills that do not end; rounds: forwards of the engine
+    meanwhile, which are those that the text needs where it is in each."""
     short = completions(count, server.model, 8, 8)
     hole = {"parts": ["def main():\n", {"length": 200}], "model": server.model, "temperature": 1.0}
     found = {}
@@ -265,11 +260,15 @@ def fairness(server: Server, count: int) -> dict[str, Any]:
         others = threading.Thread(target=lambda: crowds.append(asked(server.url, long(), beside)), daemon=True)  # noqa: B023
         others.start()
         time.sleep(STATS if beside else 0.0)
+        before, began = server.counted()["forwards"], time.perf_counter()
         crowd = asked(server.url, short, 1)
+        rounds = (server.counted()["forwards"] - before) / (time.perf_counter() - began)
         ended.set()
         others.join()
-        found[f"beside_{beside}"] = percentiles([one.end for one in crowd.good]) | {
+        times = [one.end for one in crowd.good]
+        found[f"beside_{beside}"] = percentiles(times) | {
             "requests": len(crowd.replies), "lost": len(crowd.replies) - len(crowd.good),
+            "rounds": rounds * statistics.mean(times) if beside else statistics.mean(one.tokens for one in crowd.good),
             "long": percentiles([one.end for one in crowds[0].good]),
         }  # fmt: skip
     return found

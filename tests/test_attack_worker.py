@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from attacks import BASES, COMPLETE, LONG, PATIENCE, Answer, ask, idle, measured, watched, worker
+from attacks import BASES, COMPLETE, LONG, PATIENCE, TROUBLE, Answer, ask, idle, measured, watched, worker
 from servers import Address, answers, serving
 
 pytestmark = pytest.mark.slow  # each of these hurts a server, so it has one of its own
@@ -135,7 +135,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_has():
             assert [one.result().status for one in found] == [200] * 3
             assert found[1].result().raw.endswith(b"data: [DONE]\n\n")
         assert url.process.wait(PATIENCE) == 0
-        assert gone(number)
+        assert gone(number) and not TROUBLE.search(url.log), url.log
 
 
 @pytest.mark.parametrize("twice", [True, False])
@@ -153,8 +153,8 @@ def test_a_server_that_has_no_time_to_finish(twice):
             assert url.process.wait(30) == 0
             until(lambda: gone(number), 5)
             for one in found:
-                with contextlib.suppress(OSError):  # at the second signal connections are closed as they are
-                    assert lost(one.result(), "shutting_down")
+                assert lost(one.result(), "shutting_down")
+        assert not TROUBLE.search(url.log), url.log
 
 
 def test_a_server_that_is_killed_leaves_no_worker():

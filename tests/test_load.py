@@ -65,6 +65,7 @@ def test_sixteen_clients_get_what_they_get_alone(load, server):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a busy machine takes minutes for what 200 have asked in 20 seconds
 def test_two_hundred_clients(load, server):
     """With 256 places in the queue none of them is sent away."""
     requests = load.mixed(48, "pocket", 2, 24)
@@ -75,6 +76,7 @@ def test_two_hundred_clients(load, server):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 2000 requests
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory of another process is read from /proc")
 def test_memory_does_not_grow_with_requests(load):
     """The least that could be kept of a request is its reply: as Python has it, JSON of half a kilobyte is several. malloc

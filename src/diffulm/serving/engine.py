@@ -246,12 +246,17 @@ class Engine:
         until = time.perf_counter() + PATIENCE * self._last
         while True:
             self._pending.sort(key=lambda row: row.asked.seat.order)
-            last = self._pending[self.rows - 1].asked.seat.order if len(self._pending) >= self.rows else None
+            enough = min(self.rows, TILE if self._on_cpu() else self.rows)
+            last = self._pending[enough - 1].asked.seat.order if len(self._pending) >= enough else None
             awaited = any(not seat.waiting and (last is None or seat.order < last) for seat in self._seated)
             left = until - time.perf_counter()
             if not awaited or left <= 0 or self._closed:
                 return
             self._changed.wait(left)
+
+    def _on_cpu(self) -> bool:
+        """There more rows than a tile's are no cheaper together, and while some run the others think on another core."""
+        return all(row.asked.denoiser.device.type == "cpu" for row in self._pending[:1])
 
     def _run(self, chosen: list[_Row]) -> None:
         groups: dict[tuple[Hashable, bool], list[_Row]] = {}

@@ -71,7 +71,10 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
     app.state.stopping = True
     closing, forced = asyncio.ensure_future(backend.close(settings.grace)), asyncio.ensure_future(force.wait())
     await asyncio.wait((closing, forced), return_when=asyncio.FIRST_COMPLETED)
-    server.force_exit, server.should_exit = force.is_set(), True
+    if force.is_set():  # what is in flight ends at once, and whoever asked hears of it
+        closing.cancel()
+        await backend.close()
+    server.should_exit = True
     await serving
     if opening.done():
         opening.result()
