@@ -150,7 +150,7 @@ def watched(server: Any, growth: int | None = None) -> Iterator[None]:
         done.set()
         thread.join()
     assert not trouble, trouble
-    assert slowest < PROMPT
+    assert slowest < PROMPT, f"/health took {slowest:.1f} s"
     idle(server)
     assert not TROUBLE.search(server.log[before:]), server.log[before:]
     for process, was in zip(processes, sizes, strict=True):

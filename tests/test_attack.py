@@ -52,7 +52,7 @@ def strange_values(server: Any, path: str, every: int) -> None:
 
 @pytest.mark.parametrize("path", BASES)
 def test_a_field_with_a_value_that_is_not_its_own(server, path):
-    strange_values(server, path, 6)
+    strange_values(server, path, 12)
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ RAW = {
     "a name twice": (raw()[:-1] + b', "prompt": "y"}', 400),
     "a name twice inside": (raw(metadata='{"a": "b", "a": "c"}'), 400),
     "many names": (json.dumps({f"x{i}": i for i in range(60_000)}).encode(), 400),
-    "many wrong ids": (raw(prompt=json.dumps([[None]] * 120_000)), 400),
+    "many wrong ids": (raw(prompt=json.dumps([[None] * 150_000])), 400),
     "many stops": (raw(stop=json.dumps(["a"] * 200_000)), 400),
     "zipped": (zlib.compress(raw()), 400),
     "too large": (raw(prompt='"' + "a" * MIB + '"'), 413),
@@ -161,7 +161,7 @@ def test_what_is_not_sent_as_json(server):
         "application/x-www-form-urlencoded",
     ):
         assert ask(server, COMPLETE, BASES[COMPLETE], content_type=kind).status == 415
+    bomb = zlib.compress(b" " * (64 * MIB), wbits=31)  # 64 KiB that would be 64 MiB
     for coding in ("gzip", "deflate", "br", "x"):
-        bomb = zlib.compress(b" " * (64 * MIB), wbits=31)  # 64 KiB that would be 64 MiB
         assert ask(server, COMPLETE, bomb, content_encoding=coding).status == 415
     assert ask(server, COMPLETE, BASES[COMPLETE], content_type="Application/JSON; charset=UTF-8").status == 200

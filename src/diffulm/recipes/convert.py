@@ -94,12 +94,12 @@ def export(source: str, out: str | Path, layout: str | None = None) -> dict[str,
         record = Record.from_dict(config["diffulm"], str(place / "config.json"))
         name, names = _layout(source, config, layout)
         engine = families.engines().get(name)
+        _check(source, name, record)
         found = released.plan(place, config)
         check_sums(place)
         record = checked(record, None, found.vocabulary, source)
         record = replace(record, parent=record.parent and shown(record.parent))  # it is made to be given away
         tokenizer = open_tokenizer(place)
-        _check(source, name, record)
         if engine is None:
             notes, told = _objections(source, names, record, tokenizer, found), _released_config(found, names, record)
         else:

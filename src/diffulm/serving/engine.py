@@ -163,7 +163,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._seated)
+        with self._changed:  # who asks finds out whether this engine still lets go of its lock
+            return len(self._seated)
 
     @property
     def waiting(self) -> int:
