@@ -4,15 +4,16 @@
     python benchmarks/serving.py --parts load,memory --seconds 120 --requests 10000 --json
     python benchmarks/serving.py --url http://127.0.0.1:8000 --pid 4711       # a server that runs
 
-The server is started here, with its own defaults but for --threads, unless --url names one; --pid is the front's, without
-it there is no memory and no processor time to tell. Clients are threads of this process and share the machine with the
-server: `cores_front`, `cores_worker` and `cores_clients` say how much of it each took.
+The server is started here, with its own defaults but for --workers and --threads, unless --url names one; --pid is the
+front's, without it there is no memory and no processor time to tell. Clients are threads of this process and share the
+machine with the server: `cores_front`, `cores_workers` and `cores_clients` say how much of it each took.
 
 throughput: the same completions (prompts of Python source, 16 to 64 tokens, temperature 1) by 1, 2, 4, ... clients, in an
-order that turns round, so that texts per second can be divided pair by pair. `limit` is what the forwards alone allow:
-rows per second with 16 rows at a time over those with one, measured on the same canvases while the server is idle;
-`library_texts_per_second` is `lm.generate` in a loop, without a server.
-load: every reply is compared with what the same request says alone. memory: resident memory of both processes.
+order that turns round, so that texts per second can be divided pair by pair. `limit` is what the forwards alone allow, if
+workers do not slow each other down: rows per second with 16 rows at a time over those with one, measured in one process on
+the same canvases while the server is idle, times the workers; `library_texts_per_second` is `lm.generate` in a loop,
+without a server.
+load: every reply is compared with what the same request says alone. memory: resident memory of all processes.
 fairness: a short completion by itself, beside one long infill, and beside 32 of them.
 """
 
@@ -62,8 +63,9 @@ IN_FLIGHT = (0, 1, 32)
 class Server:
     url: str
     pid: int | None
-    """Of the front; the worker is its child."""
-    threads: int | None
+    """Of the front; the workers are its children."""
+    workers: int
+    threads: int
     model: str
 
     @property
@@ -72,7 +74,7 @@ class Server:
         if self.pid is None or not Path("/proc/self/stat").exists():
             return {}
         children = [int(one) for task in Path(f"/proc/{self.pid}/task").iterdir() for one in _words(task / "children")]
-        return {"front": self.pid} | ({"worker": children[0]} if children else {})
+        return {"front": self.pid} | {f"worker {number}": child for number, child in enumerate(sorted(children), 1)}
 
     def counted(self) -> dict[str, float]:
         """Totals from /metrics, once they stand still: forwards, rows."""
@@ -83,13 +85,12 @@ class Server:
         return {name: float(one[1]) for name, one in found.items() if one}
 
     def spent(self) -> dict[str, float]:
-        """Seconds of a processor so far: of the server's processes and of the clients."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        stats = {name: Path(f"/proc/{pid}/stat").read_text() for name, pid in self.processes.items()}
-        fields = {name: text.rpartition(")")[2].split() for name, text in stats.items()}
-        return {name: (int(one[11]) + int(one[12])) / ticks for name, one in fields.items()} | {
-            "clients": time.process_time()
-        }
+        """Seconds of a processor so far: of the front, of all workers and of the clients."""
+        ticks, found = os.sysconf("SC_CLK_TCK"), Counter(clients=time.process_time())
+        for name, pid in self.processes.items():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found["front" if name == "front" else "workers"] += (int(fields[11]) + int(fields[12])) / ticks
+        return dict(found)
 
     def resident(self) -> dict[str, int]:
         """Bytes of memory that each process has."""
@@ -102,19 +103,19 @@ def _words(file: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def served(model: str, threads: int | None) -> Iterator[Server]:
+def served(model: str, **options: int | None) -> Iterator[Server]:
     """A server of its own on a port that the system picks, until the end."""
     command = [sys.executable, "-m", "diffulm", "serve", model, "--port", "0"]
-    command += ["--threads", str(threads)] if threads else []
+    command += [f"--{name}={value}" for name, value in options.items() if value]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             end = time.monotonic() + STARTS
             while process.poll() is None and time.monotonic() < end:
                 said = os.pread(log.fileno(), 2**16, 0).decode()
-                if "diffulm: ready" in said:
+                if complete := re.search(r"workers: (\d+), threads of each: (\d+)", said):
                     url = re.findall(r"listening on (\S+)", said)[0]
-                    yield Server(url, process.pid, threads, model)
+                    yield Server(url, process.pid, int(complete[1]), int(complete[2]), model)
                     return
                 time.sleep(0.1)
             raise SystemExit(f"the server is not there: {os.pread(log.fileno(), 2**16, 0).decode()}")
@@ -123,17 +124,17 @@ def served(model: str, threads: int | None) -> Iterator[Server]:
             process.wait()
 
 
-def limit(model: str, threads: int | None, requests: list[Request]) -> dict[str, Any]:
-    """Rows per second of the forwards alone, so many rows at a time, on these requests' canvases half revealed."""
+def limit(server: Server, requests: list[Request]) -> dict[str, Any]:
+    """Rows per second of the forwards alone, so many rows at a time in each worker, on these requests' canvases half
+    revealed."""
     import torch
 
     import diffulm
     from diffulm.canvas import Hole
     from diffulm.denoiser.tile import TILE, Wide, tiled
 
-    if threads:
-        torch.set_num_threads(threads)
-    lm, draw = diffulm.load(model), torch.Generator().manual_seed(0)
+    torch.set_num_threads(server.threads)
+    lm, draw = diffulm.load(server.model), torch.Generator().manual_seed(0)
     made = [lm.canvas([one.body["prompt"], Hole(one.body["max_tokens"])]) for one in requests]
     asked = [~one.fixed & (torch.rand(len(one.ids), generator=draw) < 0.5) for one in made]
     rows = [(one.ids, where, torch.ones_like(where)) for one, where in zip(made, asked, strict=True)]
@@ -153,15 +154,16 @@ def limit(model: str, threads: int | None, requests: list[Request]) -> dict[str,
 
     seconds, _ = alternated({str(size): run(size) for size in (1, 2, 4, 8, ROWS)}, 5)
     rates = {size: len(rows) / statistics.median(took) for size, took in seconds.items()}
-    ratios = [a / b for a, b in zip(seconds["1"], seconds[str(ROWS)], strict=True)]
+    ratios = [server.workers * a / b for a, b in zip(seconds["1"], seconds[str(ROWS)], strict=True)]
     began = time.perf_counter()
     for one in requests[:ROWS]:
         lm.generate(one.body["prompt"], length=one.body["max_tokens"], seed=one.body["seed"], temperature=1.0)
     alone = ROWS / (time.perf_counter() - began)
     return median(ratios) | {
-        "rows_per_second": rates,
+        "rows_per_second_of_a_worker": rates,
         "library_texts_per_second": alone,
-        "threads": torch.get_num_threads(),
+        "workers": server.workers,
+        "threads_of_each": server.threads,
     }
 
 
@@ -173,7 +175,7 @@ def elsewhere(function: Callable[..., Any], *given: Any) -> Any:
 
 def throughput(server: Server, pairs: int, texts: int, clients: tuple[int, ...]) -> dict[str, Any]:
     requests = completions(texts, server.model)
-    bound = elsewhere(limit, server.model, server.threads, requests[:64])
+    bound = elsewhere(limit, server, requests[:64])
     runs: dict[int, list[dict[str, float]]] = {count: [] for count in clients}
     asked(server.url, requests, ROWS)  # shapes that have not been seen cost more
 
@@ -202,8 +204,8 @@ def throughput(server: Server, pairs: int, texts: int, clients: tuple[int, ...])
     if {1, ROWS} <= set(clients):
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(runs[1], runs[ROWS], strict=True)]
         found |= {"ratio": median(ratios), "ratio_to_limit": statistics.median(ratios) / bound["ratio"]}
-        of_forwards = middle[ROWS]["rows_per_second"] / bound["rows_per_second"][str(ROWS)]
-        found["rows_per_second_to_that_of_forwards_alone"] = of_forwards
+        of_forwards = server.workers * bound["rows_per_second_of_a_worker"][str(ROWS)]
+        found["rows_per_second_to_that_of_forwards_alone"] = middle[ROWS]["rows_per_second"] / of_forwards
     return found
 
 
@@ -291,7 +293,8 @@ def main() -> None:
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--url")
     parser.add_argument("--pid", type=int)
-    parser.add_argument("--threads", type=int, help="of a forward; torch's choice, if not given")
+    parser.add_argument("--workers", type=int, help="the server's own choice, if not given")
+    parser.add_argument("--threads", type=int, help="of a forward; the same")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--texts", type=int, default=128, help="of one run of the throughput")
     parser.add_argument("--clients", type=int, default=200, help="of the load")
@@ -311,8 +314,10 @@ def main() -> None:
         "memory": lambda server: memory(server, given.requests),
         "fairness": lambda server: fairness(server, given.short),
     }
-    there = Server(given.url, given.pid, given.threads, given.model) if given.url else None
-    with contextlib.nullcontext(there) if there else served(given.model, given.threads) as server:
+    own = {"workers": given.workers, "threads": given.threads}
+    there = Server(given.url, given.pid, given.workers or 1, given.threads or 1, given.model) if given.url else None
+    with contextlib.nullcontext(there) if there else served(given.model, **own) as server:
+        report |= {"workers": server.workers, "threads": server.threads}
         for name in given.parts.split(","):
             report[name] = parts[name](server)
     print(json.dumps(report, indent=2) if given.json else "\n".join(f"{key}: {value}" for key, value in report.items()))

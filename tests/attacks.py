@@ -107,11 +107,16 @@ def idle(url: str, within: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
+def workers(server: Any) -> list[int]:
+    """The processes that have the model."""
+    found = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
 def worker(server: Any) -> int:
-    """The process that has the model."""
-    found = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True)
-    (number,) = found.stdout.split()
-    return int(number)
+    """The only one."""
+    (number,) = workers(server)
+    return number
 
 
 def size(process: int) -> int:
@@ -123,10 +128,10 @@ def size(process: int) -> int:
 def watched(server: Any, growth: int | None = None) -> Iterator[None]:
     """Inside, /health answers all the time; afterwards no place is taken any more and nothing was said of a mistake.
 
-    growth: bytes that the front and the worker may take more at the end.
+    growth: bytes that the front and each worker may take more at the end.
     """
     done, slowest, before = threading.Event(), 0.0, len(server.log)
-    processes = [server.process.pid, worker(server)] if growth is not None else []
+    processes = [server.process.pid, *workers(server)] if growth is not None else []
     sizes = [size(one) for one in processes]
     trouble: list[Any] = []
 

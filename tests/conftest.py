@@ -92,5 +92,5 @@ def server():
     """The base URL of `diffulm serve` with the shipped model and its parent, which all tests share."""
     from servers import serving
 
-    with serving("pocket", "--parent", "pocket-ar", "--threads", "1") as url:
+    with serving("pocket", "--parent", "pocket-ar", "--workers", "2") as url:
         yield url

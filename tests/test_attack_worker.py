@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from attacks import BASES, COMPLETE, LONG, PATIENCE, TROUBLE, Answer, ask, idle, measured, watched, worker
+from attacks import BASES, COMPLETE, LONG, PATIENCE, TROUBLE, Answer, ask, idle, measured, watched, worker, workers
 from servers import Address, answers, serving
 
 pytestmark = pytest.mark.slow  # each of these hurts a server, so it has one of its own
@@ -62,7 +62,7 @@ def gone(process: int) -> bool:
 
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Address]:
-    with serving("pocket", "--threads", "1", "--rows", "4") as url:
+    with serving("pocket", "--workers", "1", "--rows", "4") as url:
         yield url
 
 
@@ -78,6 +78,22 @@ def test_a_worker_that_is_killed(mortal):
         assert ask(mortal, COMPLETE, BASES[COMPLETE]).status == 200
         assert measured(mortal, "restarts_total") == 1
     assert "killed by SIGKILL" in mortal.log
+
+
+def test_one_of_two_workers_is_killed():
+    """What the other has to do is not touched, and it takes what comes."""
+    with serving("pocket", "--workers", "2", "--rows", "4") as url, watched(url):
+        until(lambda: "workers: 2" in url.log)
+        first, other = workers(url)
+        with flying(url, *[LONG] * 8) as found:
+            os.kill(first, signal.SIGKILL)
+            ended = [one.result() for one in found]
+            assert sum(one.status == 200 for one in ended) == 4, "each had half of them"
+            assert all(one.status == 200 or lost(one, "worker_died") for one in ended)
+            assert answers(f"{url}/ready") and ask(url, COMPLETE, BASES[COMPLETE]).status == 200
+        until(lambda: len(workers(url)) == 2)
+        assert other in workers(url) and first not in workers(url)
+        assert measured(url, "restarts_total") == 1
 
 
 def test_a_worker_without_memory(mortal):
@@ -96,7 +112,7 @@ def test_a_worker_without_memory(mortal):
 
 def test_a_worker_that_stands_still():
     """Requests end by their time; when it goes on, so does the server."""
-    with serving("pocket", "--threads", "1", "--rows", "2", "--queue", "4", "--timeout", "2") as url, watched(url):
+    with serving("pocket", "--workers", "1", "--rows", "2", "--queue", "4", "--timeout", "2") as url, watched(url):
         number = worker(url)
         os.kill(number, signal.SIGSTOP)
         try:
@@ -124,7 +140,7 @@ def test_a_worker_that_stands_still_for_long_is_replaced(mortal):
 
 
 def test_a_server_that_is_told_to_stop_finishes_what_it_has():
-    with serving("pocket", "--threads", "1", "--rows", "2", "--grace", "50") as url:
+    with serving("pocket", "--workers", "1", "--rows", "2", "--grace", "50") as url:
         number = worker(url)
         with flying(url, LONG, CANVAS, LONG) as found:
             url.process.send_signal(signal.SIGTERM)
@@ -142,7 +158,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_has():
 def test_a_server_that_has_no_time_to_finish(twice):
     """Its grace is over, or it is told for the second time."""
     grace = "300" if twice else "1"
-    with serving("pocket", "--threads", "1", "--rows", "2", "--grace", grace) as url:
+    with serving("pocket", "--workers", "1", "--rows", "2", "--grace", grace) as url:
         number = worker(url)
         with flying(url, *[LONG] * 6, CANVAS) as found:
             os.kill(number, signal.SIGSTOP)  # so that nothing ends by itself
@@ -158,7 +174,7 @@ def test_a_server_that_has_no_time_to_finish(twice):
 
 
 def test_a_server_that_is_killed_leaves_no_worker():
-    with serving("pocket", "--threads", "1") as url:
+    with serving("pocket", "--workers", "1") as url:
         number = worker(url)
         with flying(url, *[LONG] * 3) as found:
             url.process.kill()
@@ -173,7 +189,7 @@ def test_no_more_than_the_queue_holds(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("first\nsecond\n")
     limits = ["--max-n", "2", "--max-prompts", "2", "--max-steps", "8", "--max-body", "2000"]
-    with serving("pocket", "--threads", "1", "--rows", "1", "--queue", "2", "--api-keys", str(keys), *limits) as url:
+    with serving("pocket", "--workers", "1", "--rows", "1", "--queue", "2", "--api-keys", str(keys), *limits) as url:
         own = {"authorization": "Bearer second"}
         assert ask(url, "/health").status == ask(url, "/ready").status == 200
         for wrong in ({}, {"authorization": "Bearer third"}, {"authorization": "Bearer"}, {"authorization": "Basic first"},

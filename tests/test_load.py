@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_requests(load):
     A reply that the front keeps is JSON of half a kilobyte, and as Python has it several: 1 MB is too much. The worker's memory
     comes and goes by 3 MB with what torch takes and gives back: 8 MB, which a canvas with its logits passes in a few requests.
     """
-    with serving("pocket", "--threads", "1") as url:
+    with serving("pocket", "--workers", "1") as url:
         tasks = Path(f"/proc/{url.process.pid}/task")
         (worker,) = (one for task in tasks.iterdir() for one in (task / "children").read_text().split())
         requests, sizes = load.mixed(64, "pocket", 2, 6), {str(url.process.pid): [], worker: []}
@@ -183,7 +183,7 @@ def pair(tmp_path_factory):
 
 
 def at(port):
-    return serving("pocket", "--threads", "1", port=port)
+    return serving("pocket", "--workers", "1", port=port)
 
 
 @pytest.mark.slow

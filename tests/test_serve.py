@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_what_is_in_flight_is_finished_when_it_is_told_to_stop():
         except urllib.error.HTTPError as error:
             return error.code
 
-    with serving("pocket", "--threads", "1", "--grace", "120") as url:  # which looks at the exit code
+    with serving("pocket", "--workers", "1", "--grace", "120") as url:  # which looks at the exit code
         found: list[int] = []
         asked = threading.Thread(target=lambda: found.append(ask()))
         asked.start()
@@ -96,3 +97,27 @@ def test_what_is_in_flight_is_finished_when_it_is_told_to_stop():
         assert ask() == 503 and not answers(f"{url}/ready") and answers(f"{url}/health")
         asked.join()
         assert found == [200] and url.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "parameters", "device", "cores", "expected"),
+    [
+        ({}, 10**6, "cpu", 2, (2, 1)),
+        ({}, 10**6, "cpu", 64, (4, 1)),
+        ({}, 10**9, "cpu", 8, (1, 8)),
+        ({}, 10**6, "cuda", 8, (1, 8)),
+        ({"workers": 1}, 10**6, "cpu", 8, (1, 1)),
+        ({"workers": 3}, 10**9, "cpu", 8, (3, 2)),
+        ({"workers": 9}, 10**9, "cpu", 8, (9, 1)),
+        ({"threads": 3}, 10**6, "cpu", 2, (2, 3)),
+    ],
+)
+def test_a_machine_is_shared_among_its_workers(told, parameters, device, cores, expected, monkeypatch):
+    from diffulm.serving import worker
+    from diffulm.serving.settings import Settings
+
+    monkeypatch.setattr(worker, "cores", lambda: cores)
+    denoiser = SimpleNamespace(device=SimpleNamespace(type=device), parameters=parameters)
+    models = {"tiny": SimpleNamespace(denoiser=SimpleNamespace(device=denoiser.device, parameters=10)),
+              "one": SimpleNamespace(denoiser=denoiser)}  # fmt: skip
+    assert worker.shares(Settings(model="one", **told), models) == expected

@@ -39,8 +39,17 @@ def serve(
         [], "--cors", metavar="<origin>", help="Let pages of this origin ask; may be given again.", show_default=False
     ),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Log what requests say, too."),
+    workers: int | None = typer.Option(
+        None,
+        "--workers",
+        help="Processes with the model.  [default: one; for a small model on a CPU one a core, at most 4]",
+        show_default=False,
+    ),
     threads: int | None = typer.Option(
-        None, "--threads", help="Threads of a forward.  [default: torch's choice]", show_default=False
+        None,
+        "--threads",
+        help="Threads of a forward.  [default: one for a small model, else the cores by the workers]",
+        show_default=False,
     ),
     mask_token_id: int | None = _common.MASK_TOKEN_ID,
     dtype: str | None = _common.DTYPE,

@@ -84,10 +84,12 @@ class Seat:
     def turn(self) -> Iterator[None]:
         self.check()
         self.waiting = True  # a round need not wait for this job
+        torch.set_num_threads(self.engine.threads)
         try:
             with self.engine.model:
                 yield
         finally:
+            torch.set_num_threads(1)
             self.waiting = False
 
     def tiled(self, denoiser: Denoiser) -> Denoise:
@@ -131,6 +133,8 @@ class Engine:
 
     def __init__(self, rows: int = 16) -> None:
         self.rows = rows
+        self.threads = torch.get_num_threads()
+        """Of a forward. What a job reckons besides has one: teams of as many jobs would stand in each other's way."""
         self.model = threading.RLock()
         """Held by whoever runs a model."""
         self.round = 0
@@ -196,6 +200,7 @@ class Engine:
             threading.Thread(target=self._live, args=(seat,), daemon=True).start()
 
     def _live(self, seat: Seat) -> None:
+        torch.set_num_threads(1)
         try:
             seat.run(seat)
         finally:
@@ -231,6 +236,7 @@ class Engine:
         asked.done.set()
 
     def _serve(self) -> None:
+        torch.set_num_threads(self.threads)
         while True:
             with self._changed:
                 while not self._pending and not self._closed:

@@ -61,6 +61,8 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
         await backend.open()
         await backend.loaded()
         _say(f"ready: {', '.join(one['id'] for one in backend.models)}")
+        workers, threads = await backend.complete()
+        _say(f"workers: {workers}, threads of each: {threads}")
         await stop.wait()
 
     for number in (signal.SIGINT, signal.SIGTERM):

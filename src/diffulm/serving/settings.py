@@ -21,8 +21,10 @@ class Settings(Options):
     """0: the system picks one."""
     mask_token_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     dtype: str | None = None
+    workers: Count | None = None
+    """Processes with the model; None: a small one on a CPU has one for each core, at most four, any other has one."""
     threads: Count | None = None
-    """Of a forward; None: torch's own choice."""
+    """Of a forward; None: one where the model is small, else the cores of this machine shared among the workers."""
     rows: Count = 16
     """Canvases a round of the engine takes one step further."""
     queue: Annotated[int, Field(ge=0, lt=2**31)] = 256

@@ -1,8 +1,9 @@
 """The process behind the server that has the model: python -m diffulm.serving.worker
 
 JSON lines. On standard input first the `Settings`, then {"op": "start", "id": ..., "job": {...}} and {"op": "cancel",
-"id": ...}; on standard output {"event": "ready", "models": [...]} or {"event": "failed", "message": ...}, then the events
-of jobs, each with its id, and now and then {"event": "stats", ...}. It ends when its standard input does.
+"id": ...}; on standard output {"event": "ready", "models": [...], "workers": ..., "threads": ...} or {"event": "failed",
+"message": ...}, then the events of jobs, each with its id, and now and then {"event": "stats", ...}. It ends when its
+standard input does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from typing import Any, BinaryIO
 
 STATS = 1.0
 """Seconds between two events of that name."""
+SMALL = 2**24
+"""Parameters up to which a second core does more as a worker of its own than as a second thread (measured with 3 million, see
+docs/experiments.md)."""
+MOST = 4
+"""Workers that nobody asked for: each has a copy of the model and 300 MB of libraries."""
 
 
 class Voice:
@@ -48,12 +54,15 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     from diffulm.serving.engine import Engine, Seat
     from diffulm.serving.job import Job
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     models = opened(settings)
+    workers, threads = shares(settings, models)
+    torch.set_num_threads(threads)
+    for lm in models.values():
+        lm.generate("", length=1)  # what is made at the first call
     engine = Engine(settings.rows)
     seats: WeakValueDictionary[str, Seat] = WeakValueDictionary()  # the engine holds them until they end
-    voice.say({"event": "ready", "models": [facts(name, lm) for name, lm in models.items()]})
+    said = [facts(name, lm) for name, lm in models.items()]
+    voice.say({"event": "ready", "models": said, "workers": workers, "threads": threads})
 
     def tell_stats() -> None:
         pause = threading.Event()
@@ -78,7 +87,7 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
 
 
 def opened(settings: Any) -> dict[str, Any]:
-    """The models by name, with all that is made once made. BadInput for what cannot be opened."""
+    """The models by name. BadInput for what cannot be opened."""
     import torch
 
     from diffulm import lm as language_model
@@ -93,8 +102,19 @@ def opened(settings: Any) -> dict[str, Any]:
         models[name] = parent(settings.parent, dtype)
     for lm in models.values():
         lm._check_tokenizer()
-        lm.generate("", length=1)  # what is made at the first call
     return models
+
+
+def shares(settings: Any, models: dict[str, Any]) -> tuple[int, int]:
+    """(workers, threads of each) that this machine has use for, unless the settings say it."""
+    small = all(lm.denoiser.device.type == "cpu" and lm.denoiser.parameters <= SMALL for lm in models.values())
+    workers = settings.workers or (min(cores(), MOST) if small else 1)
+    return workers, settings.threads or (1 if small else max(1, cores() // workers))
+
+
+def cores() -> int:
+    """Of this machine, those that we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parent(source: str, dtype: Any) -> Any:
