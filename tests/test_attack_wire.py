@@ -114,6 +114,16 @@ def test_a_body_of_chunks_that_does_not_end(server):
         assert answered(line).status == 413
 
 
+def test_a_hundred_megabytes_that_are_really_sent(server):
+    """Nobody keeps them: the answer is there long before they are."""
+    with watched(server, growth=64 * MIB), opened(server) as line:
+        line.sendall(post(COMPLETE, b"", length=100 * MIB))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                line.sendall(b" " * MIB)
+        assert answered(line).status == 413
+
+
 @pytest.mark.parametrize("path", BASES)
 def test_a_client_that_goes_in_the_middle_of_its_request(server, path):
     said = post(path, BASES[path])
