@@ -220,9 +220,9 @@ class Windows:
     def widen(self, ids: Tensor) -> None:
         """Make room for longer canvases; what is known stays."""
         if self.shape is not None:
-            self.shape = tuple(ids.shape)
-            self.seen = torch.nn.functional.pad(self.seen, (0, ids.shape[1] - self.seen.shape[1]), value=-1)
             self.cache.widen(bucket(ids.shape[1], None))
+            self.seen = torch.nn.functional.pad(self.seen, (0, ids.shape[1] - self.seen.shape[1]), value=-1)
+            self.shape = tuple(ids.shape)
 
     def copy(self, source: int, target: int, columns: int) -> None:
         """The first columns of one canvas as those of another."""

@@ -105,5 +105,6 @@ class Pool:
     def _make_room(self, length: int) -> None:
         more = bucket(length, None) - self.ids.shape[1]
         if more > 0:
-            self.ids = torch.nn.functional.pad(self.ids, (0, more))
-            self.windows.widen(self.ids)
+            wider = torch.nn.functional.pad(self.ids, (0, more))
+            self.windows.widen(wider)
+            self.ids = wider  # last: what fails for want of memory is tried again

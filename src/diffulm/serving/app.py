@@ -56,7 +56,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large"},
     415: {"description": "The body is not sent as application/json"},
     429: {"description": "The queue is full: try again after `Retry-After` seconds"},
-    503: {"description": "The model is not ready, was lost on the way, or the server is going down"},
+    503: {"description": "The model is not ready, ran out of memory, was lost on the way, or the server is going down"},
     504: {"description": "It took too long"},
 }
 EVENTS = {
@@ -72,15 +72,20 @@ class Gone(Refused):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. However it ends, the generator behind it is closed."""
+    """Server-sent events. However it ends, and also where it never begins, the generator `source` behind it is closed."""
 
     media_type = "text/event-stream"
+
+    def __init__(self, lines: AsyncGenerator[str], source: AsyncGenerator[Any], **options: Any) -> None:
+        super().__init__(lines, **options)
+        self.source = source
 
     async def __call__(self, *ends: Any) -> None:
         try:
             await super().__call__(*ends)
         finally:
             await self.body_iterator.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+            await self.source.aclose()
 
 
 def application(settings: Settings, backend: Any) -> FastAPI:
@@ -126,6 +131,7 @@ def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
     )
     async def model(name: str) -> Any:
         """One of them."""
+        _ready(backend)
         found = [one for one in known() if one["id"] == name]
         return found[0] if found else _no_model(name, backend)
 
@@ -210,16 +216,19 @@ def _no_model(name: str, backend: Any) -> NoReturn:
     raise Refused(404, message, param="model", code="model_not_found")
 
 
+def _ready(backend: Any) -> None:
+    if not backend.models:
+        raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
+
+
 def _check(body: Any, settings: Settings, backend: Any) -> None:
     """Refused for what this server does not take, whatever the model."""
-    known = [one["id"] for one in backend.models]
-    if not known:
-        raise Refused(503, "the model is not ready yet", code="not_ready", retry_after=1)
-    if body.model not in known:
+    _ready(backend)
+    if body.model not in [one["id"] for one in backend.models]:
         _no_model(body.model, backend)
     for name, most in reference.limits(settings).items():
         given = getattr(body, name, None) or 0
-        if given > most:
+        if name in body.model_fields_set and given > most:
             raise Refused(400, f"{name} is {given}; this server takes at most {most}", param=name)
     for name, texts in {"prompt": getattr(body, "prompts", ()), "text": getattr(body, "texts", ())}.items():
         if len(texts) > settings.max_prompts:
@@ -228,10 +237,7 @@ def _check(body: Any, settings: Settings, backend: Any) -> None:
 
 
 def _take(request: Request, jobs: list[Job], settings: Settings) -> None:
-    """Refused for more than would ever fit. What is taken may be logged."""
-    if len(jobs) > settings.rows + settings.queue:
-        message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
-        raise Refused(400, message, param="n")
+    """What is taken may be logged."""
     if settings.log_prompts:
         request.state.said = [json.dumps([job.input for job in jobs])]
 
@@ -281,7 +287,7 @@ async def _streamed(request: Request, reply: replies.Reply, chunks: AsyncGenerat
             finally:
                 _note(request, reply)
 
-    return EventStream(lines(), headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    return EventStream(lines(), chunks, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
 
 def _line(chunk: dict[str, Any]) -> str:
@@ -295,6 +301,8 @@ def _errors(app: FastAPI) -> None:
         headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
+        if error.status in (500, 504):
+            headers["x-should-retry"] = "false"  # OpenAI's client would have it computed twice more
         if error.status == 408:
             headers["connection"] = "close"  # nobody waits for the rest of the body
         code = error.code or CODES.get(error.status)
@@ -332,7 +340,9 @@ class _Watched:
             await self.app(scope, receive, send)
             return
         began, state, path = time.perf_counter(), scope.setdefault("state", {}), scope["path"]
-        route = "/assets" if path.startswith("/assets/") else path if path in self.routes else "other"
+        families = {"/assets/": "/assets", "/v1/models/": "/v1/models/{name:path}"}
+        route = next((name for start, name in families.items() if path.startswith(start)), path)
+        route = route if route in self.routes else "other"
         status = 499
 
         async def sent(message: Any) -> None:
@@ -346,5 +356,8 @@ class _Watched:
 
         try:
             await self.app(scope, receive, sent)
+        except Exception:  # the answer is made further out
+            status = 500
+            raise
         finally:
             self.metrics.done(scope["method"], route, status, began, state)

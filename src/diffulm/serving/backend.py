@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from diffulm.serving.job import Event, Job, Refused
+from diffulm.serving.job import Event, Job, Refused, say
 from diffulm.serving.keeper import Keeper, Waiting
 from diffulm.serving.settings import Settings
 
@@ -54,7 +54,7 @@ class Backend:
     @property
     def rows(self) -> int:
         """Texts that are computed at once."""
-        return self.settings.rows * max(1, len(self._keepers))
+        return self.settings.rows * max(1, sum(keeper.ready for keeper in self._keepers))
 
     @property
     def running(self) -> int:
@@ -75,9 +75,14 @@ class Backend:
     async def complete(self) -> tuple[int, int]:
         """Start the other workers and wait for them: (workers, threads of each)."""
         facts = self._keepers[0].facts
-        self._keepers += [Keeper(self.settings) for _ in range(facts["workers"] - len(self._keepers))]
-        await asyncio.gather(*(keeper.loaded() for keeper in self._keepers))
-        return facts["workers"], facts["threads"]
+        if not self._closing:
+            self._keepers += [Keeper(self.settings) for _ in range(facts["workers"] - len(self._keepers))]
+        ended = await asyncio.gather(*(keeper.loaded() for keeper in self._keepers), return_exceptions=True)
+        failed = [keeper for keeper, error in zip(self._keepers, ended, strict=True) if error is not None]
+        self._keepers = [keeper for keeper in self._keepers if keeper not in failed]
+        for error in filter(None, ended):
+            say(str(error))
+        return len(self._keepers), facts["threads"]
 
     async def close(self, grace: float = 0.0) -> None:
         """Take nothing new, let what runs end within `grace` seconds, and stop the workers."""
@@ -98,6 +103,9 @@ class Backend:
             raise Refused(503, "the server is going down; ask again when it is back", code="shutting_down")
         if not self.ready:
             raise Refused(503, "the model is being loaded; ask again soon", code="not_ready", retry_after=SOON)
+        if len(jobs) > self.rows + self.settings.queue:
+            message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
+            raise Refused(400, message, param="n")
         room = self.rows + self.settings.queue - self.running - self.waiting
         if len(jobs) > room:
             wait = max(SOON, round(self._seconds * self.waiting / self.rows))
@@ -122,7 +130,8 @@ class Backend:
             while left:
                 rest = self.settings.timeout - (time.monotonic() - began)
                 try:
-                    number, event = await asyncio.wait_for(waiting.get(), max(0.0, rest))
+                    async with asyncio.timeout(max(0.0, rest)):
+                        number, event = await waiting.get()
                 except TimeoutError:
                     message = f"not done within {self.settings.timeout:g} s; ask for less, or with fewer steps"
                     raise Refused(504, message, code="timeout") from None

@@ -40,8 +40,11 @@ def connection(settings: Settings) -> type[H11Protocol]:
             super().connection_made(transport)
             self._look()
             if len(self.connections) > most:  # whoever has been silent longest makes room
-                silent = [one for one in self.connections if one.waits is not None]  # pyright: ignore
-                min(silent, key=lambda one: one.since).transport.abort()  # pyright: ignore
+                every: list[Any] = list(self.connections)
+                silent = [one for one in every if one.waits is not None]
+                victim = min(silent, key=lambda one: one.since, default=self)
+                victim.waits = None  # it goes a moment later: nobody is to choose it again
+                victim.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

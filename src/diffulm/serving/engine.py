@@ -38,7 +38,7 @@ class Gone(Exception):
 
 @dataclass(eq=False)
 class _Row:
-    """One canvas whose logits are asked for. run: see `Engine._runner`."""
+    """One canvas whose logits are asked for."""
 
     asked: "_Asked"
     ids: Tensor
@@ -177,7 +177,7 @@ class Engine:
     @property
     def reused(self) -> int:
         """Columns of prompts that were not computed because an earlier text began with them."""
-        return sum(pool.reused for pool in self._pools.values())
+        return sum(pool.reused for pool in list(self._pools.values()))  # an engine may be making one
 
     def close(self) -> None:
         """Cancel everything and stop."""
@@ -244,7 +244,8 @@ class Engine:
                 if self._closed:
                     return
                 self._gather()
-                chosen, self._pending = self._pending[: self.rows], self._pending[self.rows :]
+                most = self._most()
+                chosen, self._pending = self._pending[:most], self._pending[most:]
             self._run(chosen)
 
     def _gather(self) -> None:
@@ -253,7 +254,7 @@ class Engine:
         until = time.perf_counter() + PATIENCE * self._last
         while True:
             self._pending.sort(key=lambda row: row.asked.seat.order)
-            enough = min(self.rows, TILE if self._on_cpu() else self.rows)
+            enough = self._most()
             last = self._pending[enough - 1].asked.seat.order if len(self._pending) >= enough else None
             awaited = any(not seat.waiting and (last is None or seat.order < last) for seat in self._seated)
             left = until - time.perf_counter()
@@ -261,9 +262,10 @@ class Engine:
                 return
             self._changed.wait(left)
 
-    def _on_cpu(self) -> bool:
-        """There more rows than a tile's are no cheaper together, and while some run the others think on another core."""
-        return all(row.asked.denoiser.device.type == "cpu" for row in self._pending[:1])
+    def _most(self) -> int:
+        """Rows of a round. On a CPU more than a tile's are no cheaper together, and short rounds let urgent rows in sooner."""
+        on_cpu = all(row.asked.denoiser.device.type == "cpu" for row in self._pending[:1])
+        return min(self.rows, TILE) if on_cpu else self.rows
 
     def _run(self, chosen: list[_Row]) -> None:
         groups: dict[tuple[Hashable, bool], list[_Row]] = {}
@@ -276,6 +278,8 @@ class Engine:
                 with self.model:
                     (self._tiled if plain else self._cached)(key, rows)
             except Exception as raised:  # of the model: it is the jobs' to report
+                if _broken(raised):
+                    raise  # the process ends, and another is started
                 error = raised
             self._finish(rows, error)
         self._last = time.perf_counter() - began
@@ -340,6 +344,12 @@ def _key(denoiser: Denoiser) -> Hashable:
 def _tile(denoiser: Denoiser) -> int | None:
     """Rows of a tile; the same for every round, also below float32."""
     return TILE if next(denoiser.model.parameters()).element_size() < 4 else None
+
+
+def _broken(error: Exception) -> bool:
+    """Whether an accelerator's context is lost: nothing more can be run by this process."""
+    kind = getattr(torch, "AcceleratorError", None)
+    return kind is not None and isinstance(error, kind) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

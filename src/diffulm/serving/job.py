@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +25,17 @@ class Job:
     """Every canvas is."""
     logprobs: int | None = None
     """The log-probability of each new token, and so many of the likeliest ones beside it."""
+
+
+def failed(status: int, message: str, code: str | None, param: str | None = None) -> Event:
+    """The last event of a job that could not be done."""
+    return {"event": "error", "status": status, "message": message, "param": param, "code": code}
+
+
+def say(line: str) -> None:
+    """To standard error, if anybody is there to read it."""
+    with contextlib.suppress(OSError):
+        print("diffulm:", line, file=sys.stderr, flush=True)
 
 
 class Refused(Exception):

@@ -9,6 +9,7 @@
 import copy
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffulm import streaming
-from diffulm.canvas import Canvas, Hole, continued
+from diffulm.canvas import Canvas, Hole, continued, template
 from diffulm.chat import Template
 from diffulm.errors import BadInput
 from diffulm.lm import DiffusionLM
@@ -24,7 +25,7 @@ from diffulm.options import GenerateOptions, checked
 from diffulm.samplers import Frame
 from diffulm.serving import patterns
 from diffulm.serving.engine import Gone, Seat
-from diffulm.serving.job import Event, Job
+from diffulm.serving.job import Event, Job, failed
 from diffulm.watch import Spell, confidences, spelling
 
 Emit = Callable[[Event], Any]
@@ -62,10 +63,10 @@ def run(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit) -> None:
         emit(_bad(job, str(error)))
     except Exception as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            emit(_failed(503, "the model ran out of memory; ask for a shorter text", "out_of_memory"))
+            emit(failed(503, "the model ran out of memory; ask for a shorter text", "out_of_memory"))
             return
-        # A mistake of ours: the server goes on.
-        emit(_failed(500, f"the server made a mistake: {type(error).__name__}: {error}", "internal_error"))
+        traceback.print_exception(error)  # a mistake of ours: the server goes on
+        emit(failed(500, f"the server made a mistake: {type(error).__name__}: {error}", "internal_error"))
 
 
 def _complete(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit) -> Event:
@@ -83,6 +84,10 @@ def _continue(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit, made: Canvas, t
     start, spell = made.spans[-1].start, spelling(lm.tokenizer)
     length = len(made.ids) - start
     chosen = checked(GenerateOptions, **job.options | {"length": length, "seed": _seed(job)})
+    if job.logprobs and (chosen.sampler == "verified" or chosen.cache in ("prefix", "dual")):
+        raise BadInput(
+            "logprobs of other tokens are not known with sampler verified and cache prefix or dual; ask for 0"
+        )
     likely = None if job.logprobs is None else _Likely(lm, seat, spell, job.logprobs)
     told = streaming.Held(lambda text: emit({"event": "text", "text": text}), template.tail if template else "")
     callback = _callbacks(_canvases(spell, emit) if job.canvas else None, likely and likely.reveal)
@@ -106,12 +111,15 @@ def _infill(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit) -> Event:
     parts = [part if isinstance(part, str) else _hole(part) for part in job.input["parts"]]
     for part in parts:
         if isinstance(part, Hole) and part.pattern is not None:
-            seat.check()
-            patterns.check(part.pattern)
+            with patterns.one_at_a_time:
+                seat.check()
+                patterns.check(part.pattern)
     callback = _callbacks(_canvases(spelling(lm.tokenizer), emit) if job.canvas else None)
     given: dict[str, Any] = job.options | {"seed": _seed(job)}
     done = lm.infill(parts, callback=callback, **given)
-    fixed = int(lm.canvas(parts).fixed.sum())
+    given_texts = [part for part in parts if isinstance(part, str) or part.choices is None]
+    first = template(lm.tokenizer, lm.record.bos_token_id, lm.mask_token_id, given_texts)
+    fixed = min(int(first.fixed.sum()), len(done.ids))  # joined to a choice, a text may have fewer
     candidates = [
         {"text": one.text, "fills": one.fills, "score": None if math.isnan(one.score) else one.score}
         for one in done.candidates
@@ -228,8 +236,4 @@ def _bad(job: Job, message: str) -> Event:
     options = named and named[1] in GenerateOptions.model_fields and job.kind != "score"
     param = named[1] if named and options else _FIELDS[job.kind]
     code = "context_length_exceeded" if "context is" in message else None
-    return {"event": "error", "status": 400, "message": message, "param": param, "code": code}
-
-
-def _failed(status: int, message: str, code: str) -> Event:
-    return {"event": "error", "status": status, "message": message, "param": None, "code": code}
+    return failed(400, message, code, param)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from dataclasses import asdict
 from typing import Any
 
 from diffulm.errors import BadInput
-from diffulm.serving.job import Event, Job
+from diffulm.serving.job import Event, Job, failed, say
 from diffulm.serving.settings import Settings
 
 LINE = 2**27
 """Bytes of an event, at most."""
 PAUSES = (0.0, 0.0, 1.0, 5.0, 30.0)
 """Seconds before a worker is started that follows so many that died before they were ready."""
-SILENT = 30.0
+SILENT = 30
 """Seconds without a word after which a worker that was ready is taken for hung; it speaks every second."""
+LEAN = {"MALLOC_ARENA_MAX": "2"}
+"""Each job has a thread, and each thread of a C library that likes it so memory of its own: a fifth more in all."""
+UNREAD = 1000
+"""Canvases that may wait for who asked for them."""
 COUNTED: tuple[str, ...] = ("forwards", "rows", "reused")
 
 Waiting = asyncio.Queue[tuple[int, Event]]
@@ -36,6 +41,8 @@ class Keeper:
         self.restarts = 0
         self._totals = dict.fromkeys(COUNTED, 0)
         self._now = dict.fromkeys(COUNTED, 0)
+        self._quiet = 0
+        """Seconds since the worker said anything, once it was ready."""
         self._process: asyncio.subprocess.Process | None = None
         self._loaded = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._supervise())
@@ -61,15 +68,13 @@ class Keeper:
 
     def fail(self, message: str, code: str) -> None:
         """Every job in flight ends with this error."""
-        event = {"event": "error", "status": 503, "message": message, "param": None, "code": code}
         jobs, self.jobs = self.jobs, {}
         for number, waiting in jobs.values():
-            waiting.put_nowait((number, event))
+            waiting.put_nowait((number, failed(503, message, code)))
 
     async def close(self) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, BadInput):
-            await self._task
+        await asyncio.gather(self._task, return_exceptions=True)
 
     def _tell(self, order: dict[str, Any]) -> None:
         pipe = self._process.stdin if self._process else None
@@ -80,7 +85,10 @@ class Keeper:
         deaths = 0
         while True:
             await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
-            how = await self._worker()
+            try:
+                how = await self._worker()
+            except OSError as error:  # the system has no more memory or processes to give
+                how = f"could not be started: {error.strerror or error}"
             deaths = 0 if self.ready else deaths + 1
             self.ready = False
             self._totals = {name: self._totals[name] + n for name, n in self._now.items()}
@@ -89,38 +97,44 @@ class Keeper:
             self.restarts += 1
             if self._loaded.done() and self._loaded.exception() is not None:
                 return
-            print(
-                f"diffulm serve: the process with the model died ({how}); starting another", file=sys.stderr, flush=True
-            )
+            say(f"the process with the model died ({how}); starting another")
 
     async def _worker(self) -> str:
         """Run one worker to its end; how it ended."""
-        command = [sys.executable, "-m", "diffulm.serving.worker"]
+        command = [sys.executable, "-P", "-m", "diffulm.serving.worker"]  # no module from the folder we stand in
         pipe = asyncio.subprocess.PIPE
         # a group of its own: Ctrl-C in a terminal is for the server to hear, which lets the worker end what it does
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, limit=LINE, start_new_session=True
+            *command, stdin=pipe, stdout=pipe, limit=LINE, start_new_session=True, env=LEAN | os.environ
         )
         self._process = process
         assert process.stdout is not None
         self._tell(self.settings.model_dump(exclude={"keys"}))
+        self._quiet = 0
+        watch = asyncio.create_task(self._watch(process))
         try:
-            async with asyncio.timeout(None) as silence:
-                async for line in process.stdout:
-                    self._hear(json.loads(line))
-                    if self.ready:
-                        silence.reschedule(asyncio.get_running_loop().time() + SILENT)
+            async for line in process.stdout:
+                self._quiet = 0
+                self._hear(json.loads(line))
             code = await process.wait()
         except ValueError:  # a line that is none
             code = None
-        except TimeoutError:
-            return f"silent for {SILENT:g} s"
         finally:
+            watch.cancel()
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+        if self._quiet >= SILENT:
+            return f"silent for {SILENT} s"
         return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that says nothing; counted in seconds of our own, which stand still when we do."""
+        while self._quiet < SILENT:
+            await asyncio.sleep(1)
+            self._quiet += self.ready
+        process.kill()
 
     def _hear(self, event: Event) -> None:
         kind = event["event"]
@@ -131,10 +145,15 @@ class Keeper:
         elif kind == "failed":
             if not self._loaded.done():
                 self._loaded.set_exception(BadInput(event["message"]))
+            else:  # it could be opened once
+                say(event["message"])
         elif kind == "stats":
             self._now = {name: event[name] for name in COUNTED}
         elif (key := event.pop("id")) in self.jobs:
             number, waiting = self.jobs[key]
-            if kind in ("done", "error"):
+            if kind == "canvas" and waiting.qsize() > UNREAD:
+                self.cancel(key)
+                event = failed(503, "the canvases are not being read", "unread")
+            elif kind in ("done", "error"):
                 del self.jobs[key]
             waiting.put_nowait((number, event))

@@ -186,13 +186,22 @@ class Reply:
         async with aclosing(events):
             async for number, event in events:
                 if event["event"] == "error":
-                    raise Refused(event["status"], event["message"], param=event.get("param"), code=event.get("code"))
+                    raise Refused(
+                        event["status"], event["message"], param=self._field(event.get("param")), code=event.get("code")
+                    )
                 if event["event"] == "done":
                     self.results[number] = event["result"]
                     self.tokens += event["result"].get("completion_tokens", 0)
                 if event["event"] != "canvas" and self.first is None:
                     self.first = time.perf_counter()
                 yield number, event
+
+    def _field(self, param: str | None) -> str | None:
+        """What the library speaks of, as this body calls it."""
+        param = {"block": "block_size", "length": "max_tokens"}.get(param or "", param)
+        if param == "parts" and getattr(self.body, "parts", None) is None:
+            return "prompt" if isinstance(self.body, CompletionBody) else "text"
+        return param
 
     def usage(self) -> dict[str, Any]:
         """Of all jobs; the prompt of several choices counts once."""

@@ -8,7 +8,6 @@ import ipaddress
 import os
 import signal
 import socket
-import sys
 
 import uvicorn
 
@@ -16,6 +15,7 @@ from diffulm.errors import BadInput
 from diffulm.serving.app import application
 from diffulm.serving.backend import Backend
 from diffulm.serving.connection import connection
+from diffulm.serving.job import say
 from diffulm.serving.settings import Settings
 
 LINGER = 5.0
@@ -26,9 +26,9 @@ def serve(settings: Settings) -> None:
     """Until a signal comes. BadInput for an address that cannot be listened at, and a model that cannot be served."""
     listener = _listening(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    _say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
     if not settings.keys and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        _say("anybody who reaches this address may ask: --api-keys FILE lets in who has a key")
+        say("anybody who reaches this address may ask: --api-keys FILE lets in who has a key")
     asyncio.run(_served(settings, listener))
 
 
@@ -42,6 +42,8 @@ class _Server(uvicorn.Server):
 async def _served(settings: Settings, listener: socket.socket) -> None:
     backend, loop = Backend(settings), asyncio.get_running_loop()
     stop, force = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: (force if stop.is_set() else stop).set())
     app = application(settings, backend)
     app.openapi()  # half a second that nobody is to wait for later
     server = _Server(
@@ -60,13 +62,11 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
     async def opened() -> None:
         await backend.open()
         await backend.loaded()
-        _say(f"ready: {', '.join(one['id'] for one in backend.models)}")
+        say(f"ready: {', '.join(one['id'] for one in backend.models)}")
         workers, threads = await backend.complete()
-        _say(f"workers: {workers}, threads of each: {threads}")
+        say(f"workers: {workers}, threads of each: {threads}")
         await stop.wait()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (force if stop.is_set() else stop).set())
     opening, serving = asyncio.ensure_future(opened()), asyncio.ensure_future(server.serve([listener]))
     told = asyncio.ensure_future(stop.wait())
     await asyncio.wait((opening, serving, told), return_when=asyncio.FIRST_COMPLETED)
@@ -90,8 +90,3 @@ def _listening(host: str, port: int) -> socket.socket:
         known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
         reason = os.strerror(known) if known else getattr(error, "strerror", None) or error
         raise BadInput(f"cannot listen at {host}:{port}: {reason}; give another --host or --port") from None
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
-        print("diffulm:", line, file=sys.stderr, flush=True)

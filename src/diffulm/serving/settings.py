@@ -30,7 +30,7 @@ class Settings(Options):
     queue: Annotated[int, Field(ge=0, lt=2**31)] = 256
     """Texts that may wait beyond those."""
     timeout: Seconds = 300.0
-    """Of one request, from its arrival to its end."""
+    """Of one request, once its body is there; the body may take as long."""
     grace: Seconds = 30.0
     """For requests in flight when the server is told to stop."""
     max_body: Count = 2**20

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diffulm.serving.job import say
+
 STATS = 1.0
 """Seconds between two events of that name."""
 SMALL = 2**24
@@ -58,7 +60,8 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     workers, threads = shares(settings, models)
     torch.set_num_threads(threads)
     for lm in models.values():
-        lm.generate("", length=1)  # what is made at the first call
+        lm.generate("a", length=1)  # what is made at the first call
+        _ = lm._token_texts  # else each job would make them for itself
     engine = Engine(settings.rows)
     seats: WeakValueDictionary[str, Seat] = WeakValueDictionary()  # the engine holds them until they end
     said = [facts(name, lm) for name, lm in models.items()]
@@ -67,7 +70,8 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     def tell_stats() -> None:
         pause = threading.Event()
         while not pause.wait(STATS):
-            now = {"forwards": engine.forwards, "rows": engine.ran, "reused": engine.reused, "seated": engine.running}
+            now = {"forwards": engine.forwards, "rows": engine.ran, "reused": engine.reused}
+            _ = engine.running  # which takes the engine's lock: no word from us where it is never let go
             voice.say({"event": "stats", **now})  # also when nothing has changed: it says that we live
 
     threading.Thread(target=tell_stats, daemon=True).start()
@@ -170,12 +174,12 @@ def main() -> int:
 
 def _end(error: BaseException | None) -> None:
     """Say why, and leave: the server starts another of us."""
-    if os.environ.get("DIFFULM_DEBUG"):
-        traceback.print_exception(error)
-    print(
-        f"diffulm serve: {type(error).__name__}: {error}; the process with the model ends", file=sys.stderr, flush=True
-    )
-    os._exit(1)
+    try:
+        if os.environ.get("DIFFULM_DEBUG"):
+            traceback.print_exception(error)
+        say(f"{type(error).__name__}: {error}; the process with the model ends")
+    finally:
+        os._exit(1)
 
 
 if __name__ == "__main__":

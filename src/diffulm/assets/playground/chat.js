@@ -28,6 +28,7 @@ function draw() {
 export function send() {
   const content = at("say").value;
   if (content.trim() === "") return say("Write a message first.");
+  if (messages.at(-1)?.role === "user") messages.pop(); // it had no answer
   messages.push({ role: "user", content });
   at("say").value = "";
   return answer();
@@ -80,7 +81,7 @@ function answer(old = null) {
       say(`${model.id}: ${short(done.text, 600)} (${count(done.usage.completion_tokens, "token")}, ${count(done.usage.forwards, "forward")}, ${done.seconds.toFixed(2)} s, seed ${seed})${same}`);
       cost(model.id, done);
     } finally {
-      if (done === null && reply.content === "") messages.pop();
+      if (reply.content.trim() === "" && messages.at(-1) === reply) messages.pop(); // no model takes it for a turn
       draw();
     }
   });
