@@ -127,3 +127,33 @@ def test_errors_are_the_client_s_own(client):
     with pytest.raises(openai.BadRequestError, match="take turns") as error:
         client.chat.completions.create(model="pocket", messages=talk)
     assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("completions", {"prompt": "a b " * 400}, "prompt"),
+        ("completions", {"prompt": "a b " * 400, "suffix": "z"}, "prompt"),
+        ("completions", {"prompt": "a", "max_tokens": 5000}, "prompt"),  # together they are too long
+        ("completions", {"prompt": "a", "block_size": 4, "sampler": "verified"}, "block_size"),
+        ("completions", {"prompt": "a", "logprobs": 2, "cache": "dual", "max_tokens": 4}, "logprobs"),
+        ("completions", {"prompt": ["a"] * 32, "n": 16, "temperature": 1}, "n"),
+        ("infill", {"text": "a b " * 400 + "<hole:1>"}, "text"),
+        ("infill", {"parts": ["a b " * 400, {"length": 1}]}, "parts"),
+    ],
+    ids=range(8),
+)
+def test_what_the_model_cannot_do_names_the_body_s_own_field(client, route, body, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post(f"/{route}", body={"model": "pocket"} | body, cast_to=object)
+    assert refused.value.param == param, refused.value
+
+
+def test_what_joins_a_choice_is_counted(client, lm):
+    """'impo' is two tokens and 'impor' one: what is there has fewer tokens than the texts that were given."""
+    parts = ["impo", {"choices": ["r", "s"]}, "t os\n"]
+    done = client.post("/infill", body={"model": "pocket", "parts": parts}, cast_to=object)
+    usage = done["usage"]
+    assert done["text"] in ("import os\n", "impost os\n") and usage["completion_tokens"] >= 0
+    bos = lm.record.bos_token_id is not None
+    assert usage["total_tokens"] == len(lm.tokenizer.encode(done["text"])) + bos

@@ -89,7 +89,6 @@ REFUSED = [
     (COMPLETE, PROMPT | {"n": 17}, "n", "at most 16"),
     (COMPLETE, PROMPT | {"steps": 4097}, "steps", "at most 4096"),
     (COMPLETE, PROMPT | {"prompt": ["a"] * 33}, "prompt", "at most 32"),
-    (COMPLETE, PROMPT | {"prompt": ["a"] * 32, "n": 16}, "n", "more than the queue holds"),
 ]
 
 

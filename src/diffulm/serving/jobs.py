@@ -233,7 +233,7 @@ def _usage(prompt: int, new: int, forwards: int, seconds: float) -> Event:
 def _bad(job: Job, message: str) -> Event:
     """The library's one line, and the field that it speaks of."""
     named = re.match(r"(\w+)", message)
-    options = named and named[1] in GenerateOptions.model_fields and job.kind != "score"
+    options = named and named[1] in {*GenerateOptions.model_fields, "logprobs"} and job.kind != "score"
     param = named[1] if named and options else _FIELDS[job.kind]
     code = "context_length_exceeded" if "context is" in message else None
     return failed(400, message, code, param)
