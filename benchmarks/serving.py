@@ -315,7 +315,9 @@ def main() -> None:
         "fairness": lambda server: fairness(server, given.short),
     }
     own = {"workers": given.workers, "threads": given.threads}
-    there = Server(given.url, given.pid, given.workers or 1, given.threads or 1, given.model) if given.url else None
+    if given.url and not (given.workers and given.threads):
+        parser.error("--url: give --workers and --threads of that server, too; it says them when it starts")
+    there = Server(given.url, given.pid, given.workers, given.threads, given.model) if given.url else None
     with contextlib.nullcontext(there) if there else served(given.model, **own) as server:
         report |= {"workers": server.workers, "threads": server.threads}
         for name in given.parts.split(","):

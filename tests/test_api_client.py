@@ -137,11 +137,16 @@ def test_errors_are_the_client_s_own(client):
         ("completions", {"prompt": "a", "max_tokens": 5000}, "prompt"),  # together they are too long
         ("completions", {"prompt": "a", "block_size": 4, "sampler": "verified"}, "block_size"),
         ("completions", {"prompt": "a", "logprobs": 2, "cache": "dual", "max_tokens": 4}, "logprobs"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2, "cache": "dual"},
+            "top_logprobs",
+        ),
         ("completions", {"prompt": ["a"] * 32, "n": 16, "temperature": 1}, "n"),
         ("infill", {"text": "a b " * 400 + "<hole:1>"}, "text"),
         ("infill", {"parts": ["a b " * 400, {"length": 1}]}, "parts"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_the_model_cannot_do_names_the_body_s_own_field(client, route, body, param):
     with pytest.raises(openai.BadRequestError) as refused:

@@ -154,9 +154,8 @@ def test_clients_that_go_free_their_rows(server, stream):
     assert ask(server, COMPLETE, BASES[COMPLETE]).status == 200
     idle(server)
     time.sleep(1.5)  # a worker says once a second how many forwards there were
-    assert (
-        measured(server, "forwards_total") - began < 240
-    )  # so many as one of them has in each of two workers; all: twice
+    # 120 is what one text takes. Two workers have 24 texts each and run 8 at a time: were all made, it would be 6 times that.
+    assert measured(server, "forwards_total") - began < 240
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream_of_canvases(server):

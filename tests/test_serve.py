@@ -117,6 +117,7 @@ def test_a_machine_is_shared_among_its_workers(told, parameters, device, cores, 
     from diffulm.serving.settings import Settings
 
     monkeypatch.setattr(worker, "cores", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     denoiser = SimpleNamespace(device=SimpleNamespace(type=device), parameters=parameters)
     models = {"tiny": SimpleNamespace(denoiser=SimpleNamespace(device=denoiser.device, parameters=10)),
               "one": SimpleNamespace(denoiser=denoiser)}  # fmt: skip

@@ -40,6 +40,8 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+ONCE = {"x-should-retry": "false"}
+"""OpenAI's client would have it computed twice more."""
 CODES = {
     400: "invalid",
     404: "not_found",
@@ -124,7 +126,7 @@ def _api(settings: Settings, backend: Any, metrics: Metrics) -> APIRouter:
         """The models that are served; none while they are being opened."""
         return {"object": "list", "data": known()}
 
-    missing = general | {404: errors[404]}
+    missing = general | {404: errors[404], 503: errors[503]}
 
     @api.get(
         "/v1/models/{name:path}", response_model=replies.Served, response_model_exclude_unset=True, responses=missing
@@ -302,7 +304,7 @@ def _errors(app: FastAPI) -> None:
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
         if error.status in (500, 504):
-            headers["x-should-retry"] = "false"  # OpenAI's client would have it computed twice more
+            headers |= ONCE
         if error.status == 408:
             headers["connection"] = "close"  # nobody waits for the rest of the body
         code = error.code or CODES.get(error.status)
@@ -321,7 +323,9 @@ def _errors(app: FastAPI) -> None:
         return JSONResponse(document, error.status_code, error.headers)
 
     async def ours(request: Request, error: Exception) -> Response:
-        return JSONResponse(replies.error(500, "this is a fault of the server's; its log says more"), 500)
+        return JSONResponse(
+            replies.error(500, "this is a fault of the server's; its log says more", code="internal_error"), 500, ONCE
+        )
 
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RequestValidationError, invalid)

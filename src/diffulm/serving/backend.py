@@ -26,7 +26,7 @@ SOON = 2
 
 
 class Backend:
-    """One process with the model after another, until there are as many as the first one says that this machine has use for."""
+    """Starts one worker; once it is ready, as many more as it says this machine has use for."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -103,9 +103,9 @@ class Backend:
             raise Refused(503, "the server is going down; ask again when it is back", code="shutting_down")
         if not self.ready:
             raise Refused(503, "the model is being loaded; ask again soon", code="not_ready", retry_after=SOON)
-        if len(jobs) > self.rows + self.settings.queue:
+        if len(jobs) > self.settings.rows * self._keepers[0].facts["workers"] + self.settings.queue:
             message = f"these are {len(jobs)} texts, more than the queue holds: ask for fewer in a request"
-            raise Refused(400, message, param="n")
+            raise Refused(400, message, param="text" if jobs[0].kind == "score" else "n")
         room = self.rows + self.settings.queue - self.running - self.waiting
         if len(jobs) > room:
             wait = max(SOON, round(self._seconds * self.waiting / self.rows))

@@ -11,7 +11,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from diffulm.serving import replies
-from diffulm.serving.settings import Settings
+from diffulm.serving.settings import MOST, Settings
 
 HEAD = 20.0
 """Seconds that the head of a request may take, from the connection or the last answer on."""
@@ -27,7 +27,10 @@ FILES = 64
 
 def connection(settings: Settings) -> type[H11Protocol]:
     """What uvicorn makes for each connection."""
-    most = min(settings.rows + settings.queue + SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES)
+    most = min(
+        settings.rows * (settings.workers or MOST) + settings.queue + SPARE,
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES,
+    )
 
     class Connection(H11Protocol):
         waits: tuple[type, bool] | None = None

@@ -84,12 +84,12 @@ class Seat:
     def turn(self) -> Iterator[None]:
         self.check()
         self.waiting = True  # a round need not wait for this job
-        torch.set_num_threads(self.engine.threads)
+        _threads(self.engine.threads)
         try:
             with self.engine.model:
                 yield
         finally:
-            torch.set_num_threads(1)
+            _threads(1)
             self.waiting = False
 
     def tiled(self, denoiser: Denoiser) -> Denoise:
@@ -200,7 +200,7 @@ class Engine:
             threading.Thread(target=self._live, args=(seat,), daemon=True).start()
 
     def _live(self, seat: Seat) -> None:
-        torch.set_num_threads(1)
+        _threads(1)
         try:
             seat.run(seat)
         finally:
@@ -236,7 +236,7 @@ class Engine:
         asked.done.set()
 
     def _serve(self) -> None:
-        torch.set_num_threads(self.threads)
+        _threads(self.threads)
         while True:
             with self._changed:
                 while not self._pending and not self._closed:
@@ -344,6 +344,12 @@ def _key(denoiser: Denoiser) -> Hashable:
 def _tile(denoiser: Denoiser) -> int | None:
     """Rows of a tile; the same for every round, also below float32."""
     return TILE if next(denoiser.model.parameters()).element_size() < 4 else None
+
+
+def _threads(count: int) -> None:
+    """Of this thread's arithmetic."""
+    torch.get_num_threads()  # the first call in a thread takes the process's number, which would undo ours later
+    torch.set_num_threads(count)
 
 
 def _broken(error: Exception) -> bool:

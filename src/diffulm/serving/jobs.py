@@ -86,7 +86,7 @@ def _continue(lm: DiffusionLM, job: Job, seat: Seat, emit: Emit, made: Canvas, t
     chosen = checked(GenerateOptions, **job.options | {"length": length, "seed": _seed(job)})
     if job.logprobs and (chosen.sampler == "verified" or chosen.cache in ("prefix", "dual")):
         raise BadInput(
-            "logprobs of other tokens are not known with sampler verified and cache prefix or dual; ask for 0"
+            "logprobs: those of other tokens are not known with sampler verified, nor with cache prefix or dual; ask for none"
         )
     likely = None if job.logprobs is None else _Likely(lm, seat, spell, job.logprobs)
     told = streaming.Held(lambda text: emit({"event": "text", "text": text}), template.tail if template else "")

@@ -22,7 +22,7 @@ PAUSES = (0.0, 0.0, 1.0, 5.0, 30.0)
 SILENT = 30
 """Seconds without a word after which a worker that was ready is taken for hung; it speaks every second."""
 LEAN = {"MALLOC_ARENA_MAX": "2"}
-"""Each job has a thread, and each thread of a C library that likes it so memory of its own: a fifth more in all."""
+"""glibc gives each thread a heap of its own, and each job is a thread: a fifth more memory without this."""
 UNREAD = 1000
 """Canvases that may wait for who asked for them."""
 COUNTED: tuple[str, ...] = ("forwards", "rows", "reused")
@@ -94,9 +94,9 @@ class Keeper:
             self._totals = {name: self._totals[name] + n for name, n in self._now.items()}
             self._now = dict.fromkeys(COUNTED, 0)
             self.fail(f"the process with the model died ({how}) and is started again; ask again soon", "worker_died")
-            self.restarts += 1
             if self._loaded.done() and self._loaded.exception() is not None:
                 return
+            self.restarts += 1
             say(f"the process with the model died ({how}); starting another")
 
     async def _worker(self) -> str:
@@ -134,7 +134,8 @@ class Keeper:
         while self._quiet < SILENT:
             await asyncio.sleep(1)
             self._quiet += self.ready
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
     def _hear(self, event: Event) -> None:
         kind = event["event"]

@@ -42,7 +42,7 @@ class Metrics(Collector):
             "forwards": "Forwards of the model",
             "rows": "Rows of all forwards; by forwards: how full they were",
             "reused": "Columns of prompts that were not computed again",
-            "restarts": "Starts of a worker after the first",
+            "restarts": "Workers started again after one died",
         }.items():
             yield CounterMetricFamily(f"diffulm_{name}", words, backend.stats.get(name, 0))
 

@@ -199,6 +199,8 @@ class Reply:
     def _field(self, param: str | None) -> str | None:
         """What the library speaks of, as this body calls it."""
         param = {"block": "block_size", "length": "max_tokens"}.get(param or "", param)
+        if param == "logprobs" and isinstance(self.body, ChatBody):
+            return "top_logprobs"
         if param == "parts" and getattr(self.body, "parts", None) is None:
             return "prompt" if isinstance(self.body, CompletionBody) else "text"
         return param

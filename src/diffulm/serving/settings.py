@@ -11,6 +11,10 @@ from diffulm.options import Count, Options
 Seconds = Annotated[float, Field(gt=0, le=10**6)]
 
 
+MOST = 4
+"""Workers that nobody asked for: each takes half a gigabyte, most of it libraries, and has a copy of the model."""
+
+
 class Settings(Options):
     """model, parent: what to serve, as `diffulm.load` takes it; the parent is read from left to right."""
 
@@ -22,11 +26,11 @@ class Settings(Options):
     mask_token_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     dtype: str | None = None
     workers: Count | None = None
-    """Processes with the model; None: a small one on a CPU has one for each core, at most four, any other has one."""
+    """Processes with the model; None: a small one on a CPU has one per core, at most MOST, any other has one."""
     threads: Count | None = None
-    """Of a forward; None: one where the model is small, else the cores of this machine shared among the workers."""
+    """Of a forward; None: one where the model is small, else torch's own number divided by the workers."""
     rows: Count = 16
-    """Canvases a round of the engine takes one step further."""
+    """Canvases a round of a worker's engine takes one step further; on a CPU eight at most."""
     queue: Annotated[int, Field(ge=0, lt=2**31)] = 256
     """Texts that may wait beyond those."""
     timeout: Seconds = 300.0

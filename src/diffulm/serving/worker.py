@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffulm.serving.job import say
+from diffulm.serving.settings import MOST
 
 STATS = 1.0
 """Seconds between two events of that name."""
 SMALL = 2**24
 """Parameters up to which a second core does more as a worker of its own than as a second thread (measured with 3 million, see
 docs/experiments.md)."""
-MOST = 4
-"""Workers that nobody asked for: each has a copy of the model and 300 MB of libraries."""
 
 
 class Voice:
@@ -111,9 +110,11 @@ def opened(settings: Any) -> dict[str, Any]:
 
 def shares(settings: Any, models: dict[str, Any]) -> tuple[int, int]:
     """(workers, threads of each) that this machine has use for, unless the settings say it."""
+    import torch
+
     small = all(lm.denoiser.device.type == "cpu" and lm.denoiser.parameters <= SMALL for lm in models.values())
     workers = settings.workers or (min(cores(), MOST) if small else 1)
-    return workers, settings.threads or (1 if small else max(1, cores() // workers))
+    return workers, settings.threads or (1 if small else max(1, torch.get_num_threads() // workers))
 
 
 def cores() -> int:
