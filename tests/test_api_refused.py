@@ -9,7 +9,7 @@ pytest.importorskip("fastapi")
 
 from diffulm.serving.app import application
 from diffulm.serving.settings import Settings
-from fake_backend import CHAT, COMPLETE, HOLES, INFILL, PROMPT, SCORE, TALK, TEXT, Answer, Made, ask
+from fake_backend import CHAT, COMPLETE, HOLES, INFILL, MODELS, PROMPT, SCORE, TALK, TEXT, Answer, Made, ask
 
 
 def said(**content: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ REFUSED = [
     (CHAT, TALK | {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "one of them"),
     (CHAT, TALK | {"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
     (CHAT, TALK | {"prompt": "a"}, "prompt", "unknown field"),
-    (INFILL, {"model": "tiny"}, "text", "give one of them"),
+    (INFILL, {"model": "tiny"}, "text", "text is missing"),
     (INFILL, HOLES | {"parts": [{}]}, "text", "give one of them"),
     (INFILL, HOLES | {"text": "a"}, "text", "has no hole"),
     (INFILL, HOLES | {"text": "a <hole:0>"}, "text", "is not a hole"),
@@ -205,3 +205,12 @@ def test_other_pages_may_ask_only_where_it_was_said():
     answer = ask("/health", settings=allowed, origin="https://a.example")
     assert answer.headers["access-control-allow-origin"] == "https://a.example"
     assert "access-control-allow-origin" not in ask("/health", settings=allowed, origin="https://b.example").headers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"), [(COMPLETE, PROMPT | {"suffix": "z"}, "suffix"), (INFILL, {"text": "<hole:1>"}, "model")]
+)
+def test_a_model_that_cannot_infill(path, body, param):
+    backend = Made(models=[MODELS[0] | {"infills": False}])
+    status, named, message = ask(path, {"model": "tiny"} | body, backend).error
+    assert (status, named) == (400, param) and "cannot infill" in message and not backend.jobs

@@ -228,6 +228,14 @@ def _check(body: Any, settings: Settings, backend: Any) -> None:
     _ready(backend)
     if body.model not in [one["id"] for one in backend.models]:
         _no_model(body.model, backend)
+    infills = next(one.get("infills", True) for one in backend.models if one["id"] == body.model)
+    if not infills and (
+        field := "suffix" if getattr(body, "suffix", None) else isinstance(body, InfillBody) and "model"
+    ):
+        message = (
+            f"model {shown(body.model)} writes on and cannot infill; take one whose `infills` is true in /v1/models"
+        )
+        raise Refused(400, message, param=field)
     for name, most in reference.limits(settings).items():
         given = getattr(body, name, None) or 0
         if name in body.model_fields_set and given > most:

@@ -127,6 +127,8 @@ class Asked(Filling):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Has no effect.")
     metadata: dict[str, str] | None = Field(None, description="Has no effect.")
+    prompt_cache_key: str | None = Field(None, description="Has no effect.")
+    safety_identifier: str | None = Field(None, description="Has no effect.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -239,8 +241,6 @@ class ChatBody(create_model("_Chat", __base__=Asked, **_neutral(**_CHAT))):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="With logprobs: of so many of the likeliest beside it."
     )
-    prompt_cache_key: str | None = Field(None, description="Has no effect.")
-    safety_identifier: str | None = Field(None, description="Has no effect.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -288,10 +288,15 @@ class InfillBody(Asked):
     parts: Annotated[list[str | HolePart], _SOME] | None = Field(
         None, description="Or its parts, for a text that holds such marks, and for holes with choices or a pattern."
     )
+    stream: bool | None = Field(
+        False, description="Server-sent events: the canvases, if stream_options asks for them, then the whole reply."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.text is None) == (self.parts is None):
+        if self.text is None and self.parts is None:
+            raise BadInput("text is missing: give text with holes, or parts")
+        if self.text is not None and self.parts is not None:
             raise BadInput("text and parts are two ways to say one thing: give one of them")
         if self.text is not None and self.text.count("<hole") > LISTED:
             raise BadInput(f"text has more than {LISTED} holes: give fewer")

@@ -71,6 +71,8 @@ async def _served(settings: Settings, listener: socket.socket) -> None:
     told = asyncio.ensure_future(stop.wait())
     await asyncio.wait((opening, serving, told), return_when=asyncio.FIRST_COMPLETED)
     app.state.stopping = True
+    if stop.is_set() and (left := backend.running + backend.waiting):
+        say(f"stopping; texts in flight: {left}, for at most {settings.grace:g} s; a second signal ends them now")
     closing, forced = asyncio.ensure_future(backend.close(settings.grace)), asyncio.ensure_future(force.wait())
     await asyncio.wait((closing, forced), return_when=asyncio.FIRST_COMPLETED)
     if force.is_set():  # what is in flight ends at once, and whoever asked hears of it
