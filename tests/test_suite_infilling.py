@@ -118,6 +118,7 @@ def test_steps_are_of_each_blank_alone(child):
     assert [one.forwards for one in found] == [sizes["a"], 4, sizes["a"], 4]
 
 
+@pytest.mark.slow
 def test_a_part_changes_nothing_of_the_trial(child, folder):
     trial = Trial(child, data=folder, limit=1)
     before = vars(trial).copy()

@@ -175,7 +175,10 @@ def test_resuming_restores_the_log_and_clears_away_what_a_killed_run_left(tmp_pa
         folder.resume_point()
 
 
-@pytest.mark.parametrize("objective", ["bound", "row_mean", "unweighted", "autoregressive"])
+@pytest.mark.parametrize(
+    "objective",
+    ["bound", *(pytest.param(one, marks=pytest.mark.slow) for one in ("row_mean", "unweighted", "autoregressive"))],
+)
 def test_the_micro_batch_does_not_change_the_loss(home, tmp_path, objective):
     """Sums and denominators run over the global batch: 12 at once or 3 at a time. Only float error is left, 2e-5 nats
     after a few steps in float32."""
