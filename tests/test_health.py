@@ -142,7 +142,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[] if broken[1] is SHORT else pytest.mark.slow) for one, broken in BROKEN.items()]
+)
 def test_a_run_broken_on_purpose_is_told(home, parent, tmp_path, monkeypatch, capsys, name):
     break_it, more, rule = BROKEN[name]
     monkeypatch.setattr(measure, "FINAL_SAMPLES", 2)

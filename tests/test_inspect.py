@@ -286,6 +286,7 @@ finally:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+@pytest.mark.slow
 def test_a_7b_folder_in_seconds(tmp_path):
     folder = hollow(tmp_path / "7b")
     assert sum(file.stat().st_size for file in folder.iterdir()) > 13e9
