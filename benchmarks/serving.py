@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --json                               # all parts, a quarter of an hour on two cores
     python benchmarks/serving.py --parts load,memory --seconds 120 --requests 10000 --json
-    python benchmarks/serving.py --url http://127.0.0.1:8000 --pid 4711       # a server that runs
+    python benchmarks/serving.py --url http://127.0.0.1:8000 --workers 2 --threads 1 --pid 4711      # a server that runs
 
 The server is started here, with its own defaults but for --workers and --threads, unless --url names one; --pid is the
 front's, without it there is no memory and no processor time to tell. Clients are threads of this process and share the

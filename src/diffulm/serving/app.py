@@ -226,16 +226,15 @@ def _ready(backend: Any) -> None:
 def _check(body: Any, settings: Settings, backend: Any) -> None:
     """Refused for what this server does not take, whatever the model."""
     _ready(backend)
-    if body.model not in [one["id"] for one in backend.models]:
+    served = {one["id"]: one for one in backend.models}
+    if body.model not in served:
         _no_model(body.model, backend)
-    infills = next(one.get("infills", True) for one in backend.models if one["id"] == body.model)
-    if not infills and (
-        field := "suffix" if getattr(body, "suffix", None) else isinstance(body, InfillBody) and "model"
-    ):
+    asks = "suffix" if getattr(body, "suffix", None) else "model" if isinstance(body, InfillBody) else None
+    if asks and not served[body.model].get("infills", True):
         message = (
             f"model {shown(body.model)} writes on and cannot infill; take one whose `infills` is true in /v1/models"
         )
-        raise Refused(400, message, param=field)
+        raise Refused(400, message, param=asks)
     for name, most in reference.limits(settings).items():
         given = getattr(body, name, None) or 0
         if name in body.model_fields_set and given > most:

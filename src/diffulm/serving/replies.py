@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from diffulm.serving.bodies import Asked, ChatBody, CompletionBody
+from diffulm.serving.bodies import NAMES, Asked, ChatBody, CompletionBody
 from diffulm.serving.job import Event, Refused
 
 Events = AsyncGenerator[tuple[int, Event]]
@@ -198,7 +198,8 @@ class Reply:
 
     def _field(self, param: str | None) -> str | None:
         """What the library speaks of, as this body calls it."""
-        param = {"block": "block_size", "length": "max_tokens"}.get(param or "", param)
+        ours = {theirs: ours for ours, theirs in NAMES.items()} | {"length": "max_tokens"}
+        param = ours.get(param or "", param)
         if param == "logprobs" and isinstance(self.body, ChatBody):
             return "top_logprobs"
         if param == "parts" and getattr(self.body, "parts", None) is None:

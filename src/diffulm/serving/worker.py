@@ -60,7 +60,8 @@ def serve(settings: Any, voice: Voice, lines: BinaryIO) -> None:
     torch.set_num_threads(threads)
     for lm in models.values():
         lm.generate("a", length=1)  # what is made at the first call
-        _ = lm._token_texts  # else each job would make them for itself
+        if lm.record.infills:
+            _ = lm._token_texts  # else each job would make them for itself
     engine = Engine(settings.rows)
     seats: WeakValueDictionary[str, Seat] = WeakValueDictionary()  # the engine holds them until they end
     said = [facts(name, lm) for name, lm in models.items()]
